@@ -1,0 +1,5 @@
+"""LlamBERT: label a large corpus at encoder cost and close to LLM quality."""
+
+__version__ = "0.1.0"
+
+STAGES = ("corpus", "sample", "annotate", "train", "evaluate", "label", "report")

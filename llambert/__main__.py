@@ -1,0 +1,5 @@
+"""`python -m llambert`."""
+
+from llambert.cli import main
+
+main()

@@ -1,0 +1,384 @@
+"""Annotate: an LLM answers for every record of the sample, and its answers become labels.
+
+    responses/round-0001.parquet   answers as they came, append-only (schema.RESPONSE)
+    running/round-0002/            answers of the round under way, written batch by batch
+    annotations.parquet            the answers of the current records, parsed (schema.ANNOTATION)
+
+An answer is never paid for twice. Each invocation asks only for records that have no answer yet,
+in a round of its own. A Parquet file ends with its footer, so whatever a killed round has left is
+either whole and kept, or unreadable and asked again: the answers are their own checkpoint, and a
+changed sample or parser needs no other bookkeeping.
+"""
+
+import logging
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from llambert import schema
+from llambert.cluster import resources
+from llambert.engines.config import (
+    AnnotateConfig,
+    annotator_id,
+    check,
+    device,
+    required_resources,
+)
+from llambert.errors import CountError, LlambertError, StageError, UserError
+from llambert.parse import label_probabilities, parse
+from llambert.progress import Progress
+from llambert.storage import Folder, Outcome, arrow_filesystem, text_hash
+from llambert.task import TaskConfig
+
+__all__ = [
+    "AnnotateConfig",
+    "annotate",
+    "annotator_id",
+    "check",
+    "check_answered",
+    "required_resources",
+]
+
+log = logging.getLogger(__name__)
+
+_BLOCKS = 4000  # most blocks of a round of recorded answers, which a crash loses at no cost
+_LIGHT_CPUS = 0.25  # of a core for writing, as for the other stages around an engine
+_MESSAGE_CHARACTERS = 500  # of an engine's failure that are shown
+_READERS = 16  # files read at once
+_ERRORS = 5  # kinds of failure that are told, the most frequent ones
+_ANNOTATIONS = "annotations.parquet"
+
+
+def annotate(
+    config: AnnotateConfig,
+    task: TaskConfig,
+    records: pa.Table,
+    folder: Folder,
+    progress: Progress,
+    may_ask: bool = True,
+) -> Outcome:
+    """Bring `folder`'s annotations.parquet up to date with `records`, each id once.
+
+    Needs a connected Ray if anything has to be asked.
+
+    Args:
+        records: `id` and `text` (strings), ids unique; held in this process' memory.
+        folder: the annotator's own: `workdir.annotations(annotator_id(config, task))`.
+        may_ask: False parses the stored responses anew and never starts an engine.
+
+    Returns:
+        Counts (in, out = labelled, dropped by reject reason). Details: `asked`, `reused`;
+        `failed` (records without an answer), `errors` (the most frequent ones), `warnings`
+        (list); `prompt_tokens` and `output_tokens` of the current annotations; `truncated`,
+        `labels`; `paid_responses`, `paid_prompt_tokens` and `paid_output_tokens` of all that this
+        annotator has ever answered; and where anything was asked, of this round alone,
+        `seconds`, `records_per_s`, `tokens_per_s` and, with vllm, `device`,
+        `devices_per_replica`, `replicas`, `device_seconds`.
+
+    Raises:
+        UserError: an id comes twice, the engine refuses the settings, or answers are missing and
+            may not be asked for.
+        StageError: the engine failed, or more requests than `max_failed_share`. The answers that
+            came are kept, and the next call asks for the rest.
+        CountError: a record left the engine without an answer or a failure.
+    """
+    wanted = _with_hashes(records)
+    responses = _read_responses(folder)
+    known = _last(responses, wanted)
+    if not may_ask:
+        _refuse_missing(known)
+    answered = responses["response"].is_valid().to_pylist()
+    missing = [i for i, at in enumerate(known) if at is None or (may_ask and not answered[at])]
+    progress.begin(len(missing), f"asking {config.model or 'recorded answers'}")
+    details: dict[str, Any] = {"asked": 0}
+    if missing:
+        details = _ask(config, task, wanted.take(missing), folder, progress)
+        responses = _read_responses(folder)
+        known = _last(responses, wanted)
+    lost = known.count(None)
+    if lost:
+        raise CountError(f"{lost:,} of {wanted.num_rows:,} records came back without an answer")
+    chosen = responses.take(pa.array(known, pa.int64()))
+    details |= _failures(config, chosen, folder) | _tokens(chosen)
+    details |= {f"paid_{name}": value for name, value in _tokens(responses).items()}
+    details["paid_responses"] = len(responses) - responses["response"].null_count
+    annotations = _parse(config, task, chosen)
+    folder.write_table(_ANNOTATIONS, annotations)
+    return _outcome(wanted, annotations, details)
+
+
+def check_answered(records: pa.Table, folder: Folder) -> None:
+    """Check that every one of `records` has been asked, so that parsing alone can annotate them.
+
+    Reads the stored responses of `folder` and changes nothing.
+
+    Raises:
+        UserError: a record has no stored response, or an id comes twice.
+    """
+    _refuse_missing(_last(_read_responses(folder), _with_hashes(records)))
+
+
+def _refuse_missing(known: list[int | None]) -> None:
+    if None in known:
+        raise UserError(
+            f"{known.count(None):,} of {len(known):,} records have no stored response",
+            "`llambert annotate` asks for them; parsing alone does not",
+        )
+
+
+def _with_hashes(records: pa.Table) -> pa.Table:
+    ids = Counter(records["id"].to_pylist())
+    twice = next((key for key, times in ids.items() if times > 1), None)
+    if twice is not None:
+        raise UserError(
+            f"the id {twice!r} stands for more than one record to annotate",
+            "make the ids unique; gold records need ids that the corpus does not use",
+        )
+    hashes = [text_hash(text) for text in records["text"].to_pylist()]
+    return records.select(["id", "text"]).append_column("text_hash", pa.array(hashes, pa.int64()))
+
+
+def _read_responses(folder: Folder) -> pa.Table:
+    """All stored responses, those of a round under way or killed included."""
+    tables = [schema.RESPONSE.empty_table(), *_parts(folder).values()]
+    finished = (folder / "responses").read_table()
+    return pa.concat_tables([*tables, finished] if finished.num_rows else tables)
+
+
+def _last(responses: pa.Table, wanted: pa.Table) -> list[int | None]:
+    """For each wanted record the row of its answer, else of its last failure, else None."""
+    found: dict[tuple[str, int], tuple[bool, int]] = {}
+    valid = responses["response"].is_valid().to_pylist()
+    for row, key in enumerate(_keys(responses)):
+        if key not in found or not found[key][0]:
+            found[key] = (valid[row], row)
+    return [found[key][1] if key in found else None for key in _keys(wanted)]
+
+
+def _ask(
+    config: AnnotateConfig, task: TaskConfig, requests: pa.Table, folder: Folder, progress: Progress
+) -> dict[str, Any]:
+    """Ask for every row of `requests` in a round of its own; the figures of the round."""
+    import ray
+    from ray.data import DataContext
+
+    _collect(folder)
+    name = f"round-{1 + _last_round(folder):04d}"
+    part = folder / "running" / name
+    part.create()
+    # A block is written when all of it is answered: what costs something comes in batches.
+    rows_per_block = config.batch_size
+    if config.engine == "recorded":
+        rows_per_block = max(rows_per_block, -(-requests.num_rows // _BLOCKS))
+    blocks = [
+        requests.slice(start, rows_per_block).combine_chunks()
+        for start in range(0, requests.num_rows, rows_per_block)
+    ]
+    started = time.monotonic()
+    context = DataContext.get_current()
+    unchanged, context.raise_original_map_exception = context.raise_original_map_exception, True
+    try:
+        answers = _engine(config)(ray.data.from_arrow(blocks), config, task, progress.ray_counter())
+        filesystem, path = arrow_filesystem(part.uri)
+        answers.write_parquet(
+            path, filesystem=filesystem, ray_remote_args={"num_cpus": _LIGHT_CPUS}
+        )
+    except Exception as error:
+        raise _reason(error, folder) from error
+    finally:
+        context.raise_original_map_exception = unchanged
+    seconds = time.monotonic() - started
+    table = _collect(folder).get(name, schema.RESPONSE.empty_table())
+    came = set(table["id"].to_pylist())
+    if came != set(requests["id"].to_pylist()):
+        raise CountError(
+            f"{requests.num_rows:,} records went to the engine and {len(came):,} came back"
+        )
+    return _figures(table, seconds, progress.rate()) | _devices(config, seconds)
+
+
+def _engine(config: AnnotateConfig) -> Any:
+    if config.engine == "vllm":
+        from llambert.engines.vllm import ask
+    elif config.engine == "openai":
+        from llambert.engines.openai import ask
+    else:
+        from llambert.engines.recorded import ask
+    return ask
+
+
+def _reason(error: Exception, folder: Folder) -> LlambertError:
+    """Our own error where one lies among the causes of what Ray raised, else a StageError."""
+    at: BaseException | None = error
+    while at is not None:
+        raised = getattr(at, "cause", None) or at  # Ray keeps a worker's exception in `cause`
+        if isinstance(raised, LlambertError):
+            return raised
+        at = raised.__cause__
+    first = getattr(error, "cause", None) or error
+    return StageError(
+        f"the engine failed: {type(first).__name__}: {str(first)[:_MESSAGE_CHARACTERS]}",
+        f"Ray's worker logs have what the engine said; the answers that came are kept in "
+        f"{folder.uri}, and the same command asks for the rest",
+    )
+
+
+def _last_round(folder: Folder) -> int:
+    names = (folder / "responses").files(".parquet") + (folder / "running").folders()
+    return max((int(name.removesuffix(".parquet").split("-")[1]) for name in names), default=0)
+
+
+def _collect(folder: Folder) -> dict[str, pa.Table]:
+    """Make of every round that has ended, well or not, one file of responses.
+
+    Repeatable at any point: the file bears the round's name and is written whole. A killed
+    driver's workers may write a little more after that; it is added to what the file holds.
+    """
+    rounds = _parts(folder)
+    stored = folder / "responses"
+    for name, table in rounds.items():
+        file = f"{name}.parquet"
+        if stored.exists(file):
+            held = stored.read_table(file)
+            known = set(_keys(held))
+            late = table.filter(pa.array([key not in known for key in _keys(table)], pa.bool_()))
+            stored.write_table(file, pa.concat_tables([held, late]))
+        elif table.num_rows:
+            stored.write_table(file, table)
+        (folder / "running" / name).remove()
+    return rounds
+
+
+def _keys(table: pa.Table) -> list[tuple[str, int]]:
+    return list(zip(table["id"].to_pylist(), table["text_hash"].to_pylist(), strict=True))
+
+
+def _parts(folder: Folder) -> dict[str, pa.Table]:
+    """The responses written so far by each round that has not been collected."""
+    rounds = {}
+    for name in (folder / "running").folders():
+        part = folder / "running" / name
+        names = part.files(".parquet")
+        with ThreadPoolExecutor(_READERS) as pool:
+            read = list(pool.map(_read_part, [part] * len(names), names))
+        tables = [table for table in read if table is not None]
+        rounds[name] = pa.concat_tables([schema.RESPONSE.empty_table(), *tables])
+    return rounds
+
+
+def _read_part(part: Folder, name: str) -> pa.Table | None:
+    """One batch's answers, or None where its writer was killed before the end of the file."""
+    with part.fs.open(part.path(name), "rb") as file:
+        try:
+            return pq.read_table(file).cast(schema.RESPONSE)
+        except pa.ArrowInvalid:
+            log.warning("%s is half written: its requests are asked again", part.path(name))
+            return None
+
+
+def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Table:
+    parsed = [parse(response, task, config.parse) for response in chosen["response"].to_pylist()]
+    shares = [_shares(candidates, task) for candidates in chosen["first_token"].to_pylist()]
+    position = {label: index for index, label in enumerate(task.labels)}
+    confidence = [
+        share[position[each.label]] if share and each.label is not None else None
+        for share, each in zip(shares, parsed, strict=True)
+    ]
+    return pa.table(
+        {
+            "id": chosen["id"],
+            "response": chosen["response"],
+            "label": pa.array([each.label for each in parsed], pa.string()),
+            "reject_reason": pa.array([each.reject_reason for each in parsed], pa.string()),
+            "confidence": pa.array(confidence, pa.float32()),
+            "probabilities": pa.array(shares, pa.list_(pa.float32())),
+            "prompt_tokens": chosen["prompt_tokens"],
+            "output_tokens": chosen["output_tokens"],
+            "truncated": chosen["truncated"],
+        },
+        schema=schema.ANNOTATION,
+    )
+
+
+def _shares(candidates: list[dict[str, Any]] | None, task: TaskConfig) -> list[float] | None:
+    if not candidates:
+        return None
+    mass: Counter[str] = Counter()
+    for each in candidates:  # two tokens may read alike
+        mass[each["token"]] += each["probability"]
+    return label_probabilities(mass, task)
+
+
+def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[str, Any]:
+    """How many of the wanted records have a failure for an answer, and why.
+
+    Raises:
+        StageError: too many; then it was the endpoint or the settings rather than the records.
+    """
+    failed, total = chosen["response"].null_count, len(chosen)
+    errors = Counter(error for error in chosen["error"].to_pylist() if error).most_common(_ERRORS)
+    if failed and (failed == total or failed > config.max_failed_share * total):
+        told = "".join(f"\n  {times:,} times: {error}" for error, times in errors)
+        remedy = (
+            f"the other answers are kept in {folder.uri}: mend what the errors name, and the same "
+            f"command asks the failed ones again; annotate.max_failed_share "
+            f"({config.max_failed_share:g}) is how many may stay without an answer"
+        )
+        if config.engine == "recorded":
+            remedy = (
+                "annotate.recorded.id must hold the same ids as the corpus and the gold records "
+                "(gold_records: 0 where the table has none for these); "
+                f"annotate.max_failed_share ({config.max_failed_share:g}) is how many may stay "
+                "without an answer"
+            )
+        raise StageError(f"{failed:,} of {total:,} requests failed:{told}", remedy)
+    warnings = []
+    if failed and config.engine != "recorded":  # a table that has changed is another annotator
+        warnings = [f"{failed:,} requests failed; `llambert run CONFIG --from annotate` asks again"]
+    return {"failed": failed, "errors": dict(errors), "warnings": warnings}
+
+
+def _tokens(responses: pa.Table) -> dict[str, int]:
+    names = ("prompt_tokens", "output_tokens")
+    return {name: sum(value or 0 for value in responses[name].to_pylist()) for name in names}
+
+
+def _figures(table: pa.Table, seconds: float, rate: float | None) -> dict[str, Any]:
+    """What the round took: `records_per_s` leaves the engine's start out, `seconds` does not."""
+    per_record = sum(_tokens(table).values()) / table.num_rows
+    return {
+        "asked": table.num_rows,
+        "seconds": round(seconds, 3),
+        "records_per_s": rate and round(rate, 3),
+        "tokens_per_s": rate and round(rate * per_record, 1),
+    }
+
+
+def _devices(config: AnnotateConfig, seconds: float) -> dict[str, Any]:
+    """What vLLM held; `device_seconds` is an upper bound, as if the most replicas ran all along."""
+    if config.engine != "vllm":
+        return {}
+    return {
+        "device": device(config, resources()),
+        "devices_per_replica": config.devices,
+        "replicas": config.replicas,
+        "device_seconds": round(seconds * config.replicas[1] * config.devices, 2),
+    }
+
+
+def _outcome(wanted: pa.Table, annotations: pa.Table, details: dict[str, Any]) -> Outcome:
+    dropped = Counter(r for r in annotations["reject_reason"].to_pylist() if r is not None)
+    labels = Counter(label for label in annotations["label"].to_pylist() if label is not None)
+    counts = {"in": wanted.num_rows, "out": labels.total(), "dropped": dict(dropped)}
+    if counts["in"] != counts["out"] + dropped.total():
+        raise CountError(f"the annotations do not add up: {counts}")
+    reused = wanted.num_rows - details["asked"]
+    truncated = sum(annotations["truncated"].to_pylist())
+    return Outcome(
+        counts=counts,
+        details={**details, "reused": reused, "truncated": truncated, "labels": dict(labels)},
+    )

@@ -1,0 +1,52 @@
+"""Pure: sequence lengths become batches with little padding."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+_WINDOW_BATCHES = 50  # batches whose records are sorted together before training
+
+
+def token_budget(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.int64]]:
+    """Batches of row numbers, longest first, whose padded size stays within `budget` tokens.
+
+    Args:
+        lengths: tokens of each sequence, shape (rows,).
+        budget: the most tokens, padding included, of a batch; a longer sequence goes alone.
+
+    Returns:
+        Row numbers of each batch; every row is in exactly one.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    batches = []
+    start = 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        size = max(budget // longest, 1)
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def length_grouped(
+    lengths: NDArray[np.integer], batch_size: int, rng: np.random.Generator
+) -> list[NDArray[np.int64]]:
+    """Shuffled training batches of `batch_size` rows of similar length; the last may be smaller.
+
+    Rows are shuffled, sorted by length within windows of 50 batches, cut into batches, and the
+    batches shuffled: random enough to train on, with little padding.
+    """
+    order = rng.permutation(len(lengths))
+    window = batch_size * _WINDOW_BATCHES
+    batches = []
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        part = part[np.argsort(-lengths[part], kind="stable")]
+        batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
+    rng.shuffle(batches)
+    return batches
+
+
+def padding_share(lengths: NDArray[np.integer], batches: list[NDArray[np.int64]]) -> float:
+    """The share (0..1) of a batch's cells that are padding, over all `batches`."""
+    cells = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
+    return 1 - int(lengths.sum()) / cells if cells else 0.0

@@ -1,0 +1,279 @@
+"""`llambert …`: the commands, their exit codes and what they print."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llambert import STAGES
+from llambert.errors import LlambertError
+
+if TYPE_CHECKING:
+    from llambert.pipeline import Pipeline
+    from llambert.step import Step
+
+_SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
+
+_settings = click.option(
+    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field; may be repeated."
+)
+_config = click.argument("config", type=click.Path())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="llambert")
+def cli() -> None:
+    """Label a large corpus at encoder cost and close to LLM quality.
+
+    An LLM annotates a small random sample, an encoder is fine-tuned on its answers, and the
+    encoder labels every record. `llambert run CONFIG` does it all; the same command again does
+    only what is missing or stale.
+    """
+
+
+@cli.command()
+@_config
+@_settings
+@click.option("--from", "first", type=click.Choice(STAGES), help="First stage; done again.")
+@click.option("--until", "last", type=click.Choice(STAGES), help="Last stage.")
+def run(config: str, overrides: tuple[str, ...], first: str | None, last: str | None) -> None:
+    """Run every stage that is missing or stale, in order."""
+    pipeline = _pipeline(config, overrides)
+    chosen = STAGES[: STAGES.index(last) + 1 if last else None]
+    forced = chosen[chosen.index(first) :] if first in chosen else ()
+    if first and not forced:
+        raise click.UsageError(f"--from {first} comes after --until {last}")
+    started = time.monotonic()
+    pending = [
+        s for s in chosen if s in forced or any(x.state != "done" for x in pipeline.steps(s))
+    ]
+    if pending:
+        _run_stages(pipeline, config, overrides, chosen, forced)
+    _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
+
+
+def _stage_command(stage: str, summary: str) -> None:
+    """Add the command that runs one stage in this process."""
+
+    @cli.command(stage, help=summary)
+    @_config
+    @_settings
+    @click.option("--force", is_flag=True, help="Run it although it is done.")
+    def command(config: str, overrides: tuple[str, ...], force: bool) -> None:
+        supervised = _follow_supervisor()
+        pipeline = _pipeline(config, overrides)
+        if supervised and stage != "corpus":
+            pipeline.freeze()
+        _run_stage(pipeline, stage, force, supervised)
+
+
+for _name, _summary_line in {
+    "corpus": "Read the corpus once: count, quarantine, find duplicates.",
+    "sample": "Draw the random sample that the LLM annotates.",
+    "annotate": "Ask the LLM for every label of the sample that is missing.",
+    "train": "Fine-tune the encoder, each variant and seed.",
+    "evaluate": "Measure the LLM and the encoders against gold.",
+    "label": "Label every record of the corpus.",
+    "report": "Write the report.",
+}.items():
+    _stage_command(_name, _summary_line)
+
+
+@cli.command()
+@_config
+@_settings
+def parse(config: str, overrides: tuple[str, ...]) -> None:
+    """Parse the stored LLM responses anew; no model is asked."""
+    from llambert.lease import Lease
+    from llambert.progress import Progress
+    from llambert.step import run_step
+
+    pipeline = _pipeline(config, overrides, may_ask=False)
+    pipeline.check_answered()
+    (step,) = pipeline.steps("annotate")
+    with Lease(pipeline.workdir), Progress("parse") as progress:
+        manifest = run_step(step, progress)
+    click.echo(_counts_line("parse", manifest.counts, manifest.seconds))
+
+
+@cli.command("config")
+@_config
+@_settings
+def show_config(config: str, overrides: tuple[str, ...]) -> None:
+    """Print the resolved run file."""
+    from llambert.config import dump, load
+
+    click.echo(dump(load(config, overrides)), nl=False)
+
+
+@cli.command()
+def schema() -> None:
+    """Print the JSON schema of a run file, for editors."""
+    import json
+
+    from llambert.config import RunConfig
+
+    click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
+
+
+@cli.command()
+@_config
+@_settings
+def status(config: str, overrides: tuple[str, ...]) -> None:
+    """Say which steps are done, stale or missing; nothing is run."""
+    pipeline = _pipeline(config, overrides)
+    for stage in STAGES:
+        for step in pipeline.steps(stage):
+            click.echo(f"{step.state:<8} {step.title:<24} {step.folder.uri}")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; exit 0 when done, 2 for the user's mistakes, 1 for a failure.
+
+    Args:
+        arguments: the command's words; by default those of this process.
+    """
+    try:
+        cli(arguments)
+    except Exception as error:
+        known = _known(error)
+        if known is None:
+            traceback.print_exc()
+        else:
+            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+            click.echo(str(known), err=True)
+        sys.exit(known.exit_code if known else 1)
+
+
+def _known(error: BaseException | None) -> LlambertError | None:
+    """The product's own error behind `error`, which Ray may have wrapped on its way here."""
+    seen = 0
+    while error is not None and seen < 20:
+        if isinstance(error, LlambertError):
+            return error
+        error, seen = getattr(error, "cause", None) or error.__cause__, seen + 1
+    return None
+
+
+def _pipeline(config: str, overrides: tuple[str, ...], may_ask: bool = True) -> "Pipeline":
+    from llambert.config import load
+    from llambert.pipeline import Pipeline
+
+    return Pipeline(load(config, overrides), may_ask=may_ask)
+
+
+def _run_stages(
+    pipeline: "Pipeline",
+    config: str,
+    overrides: tuple[str, ...],
+    chosen: tuple[str, ...],
+    forced: tuple[str, ...],
+) -> None:
+    """Run each stage that is not done as its own process, on one Ray.
+
+    A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
+    that stages which shared one would wait for each other's GPUs for ever.
+    """
+    from llambert import cluster
+    from llambert.lease import Lease
+
+    pipeline.preflight(chosen)
+    with Lease(pipeline.workdir), cluster.connection():
+        pipeline.check_resources(chosen)
+        pipeline.write_config()
+        for stage in chosen:
+            steps = pipeline.steps(stage)
+            if stage not in forced and all(step.state == "done" for step in steps):
+                continue
+            command = [sys.executable, "-m", "llambert", stage, config]
+            command += [part for each in overrides for part in ("--set", each)]
+            command += ["--force"] if stage in forced else []
+            environment = {**os.environ, _SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            try:
+                code = child.wait()
+            except BaseException:
+                child.terminate()
+                raise
+            if code:
+                sys.exit(code if code > 0 else 1)
+            pipeline.freeze()
+
+
+def _follow_supervisor() -> bool:
+    """End with the `run` that started this stage, if one did: two never write the same folder."""
+    if not os.environ.pop(_SUPERVISED, None):
+        return False
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
+        os._exit(1)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+    return True
+
+
+def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
+    from llambert import cluster
+    from llambert.lease import Lease
+    from llambert.progress import Progress
+    from llambert.step import run_step
+
+    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
+    if not todo:
+        click.echo(f"{stage}: done already")
+        return
+    todo[0].check_inputs()
+    if not supervised:
+        pipeline.preflight([stage])
+    needs_ray = stage != "report"
+    with contextlib.ExitStack() as stack:
+        if not supervised:
+            stack.enter_context(Lease(pipeline.workdir))
+        if needs_ray:
+            stack.enter_context(cluster.connection())
+        if not supervised:
+            if needs_ray:
+                pipeline.check_resources([stage])
+            pipeline.write_config()
+        for title in [step.title for step in todo]:
+            (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now
+            with Progress(stage) as progress:
+                manifest = run_step(step, progress)
+            click.echo(_counts_line(title, manifest.counts, manifest.seconds))
+
+
+def _counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:
+    dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items() if n)
+    end = f"; dropped: {dropped}" if dropped else ""
+    return f"{title:<24} {counts['in']:>11,} in {counts['out']:>11,} out  {seconds:8.1f} s{end}"
+
+
+def _summary(
+    pipeline: "Pipeline", chosen: tuple[str, ...], seconds: float, anything_done: bool
+) -> None:
+    """What every step took in and gave out, and where it lies."""
+    from llambert.progress import duration
+    from llambert.step import made
+
+    click.echo()
+    click.secho("All done." if anything_done else "Nothing to do: all is done.", bold=True)
+    for stage in chosen:
+        for step in pipeline.steps(stage):
+            manifest = made(step)
+            rate = manifest.details.get("records_per_s")
+            speed = f"  {rate:,.1f}/s" if rate else ""
+            click.echo(_counts_line(step.title, manifest.counts, manifest.seconds) + speed)
+            click.echo(f"{'':<24} {_where(step)}")
+    click.echo(f"in {duration(seconds)}")
+
+
+def _where(step: "Step") -> str:
+    return f"{step.folder.uri}/"

@@ -1,0 +1,123 @@
+"""The connection to Ray: a cluster where RAY_ADDRESS names one, else this machine."""
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+
+from llambert.errors import UserError
+
+# Set for the driver and every worker. Usage statistics are a decision for the user to take.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_TRAIN_V2_ENABLED": "1",
+}
+
+# Notices of what is as it should be: that the local cluster asks for a token, that our own
+# progress line stands in for Ray Data's bars.
+_CHATTY = ("ray._private.authentication", "ray.data._internal.progress")
+
+
+@contextlib.contextmanager
+def connection() -> Iterator[None]:
+    """Connect this process to Ray for the length of the `with` block.
+
+    Raises:
+        UserError: RAY_ADDRESS names a cluster that does not answer or has another version, or is
+            no address of a cluster.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    address = os.environ.get("RAY_ADDRESS")
+    _check_scheme(address or "")
+    import ray
+
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        ray.init(
+            address=address or "local",  # by default Ray would join any cluster on the machine
+            # Two at least: a labelling that is resumed has a filter's actor beside the labeller's
+            num_cpus=None if address else max(2, os.cpu_count() or 2),
+            log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
+            logging_level=logging.WARNING,
+            include_dashboard=None if address else False,
+            runtime_env={"env_vars": {k: os.environ[k] for k in _ENVIRONMENT}},
+        )
+    except ConnectionError as error:
+        raise UserError(
+            f"no Ray cluster answers at RAY_ADDRESS={address!r}",
+            "start it, or unset RAY_ADDRESS to run on this machine alone",
+        ) from error
+    except (ValueError, RuntimeError) as error:  # malformed, or of another version of Ray or Python
+        if not address:
+            raise
+        raise UserError(
+            f"cannot join the Ray cluster at RAY_ADDRESS={address!r}: {error}",
+            "give host:port of its head node (port 6379 by default), and run the same versions of "
+            "Ray and Python here as there",
+        ) from error
+    _quiet_ray_data()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_scheme(address: str) -> None:
+    """Refuse what Ray takes in RAY_ADDRESS for other purposes than joining a cluster."""
+    scheme, separator, _ = address.partition("://")
+    if not separator:
+        return
+    if scheme in ("http", "https"):
+        raise UserError(
+            f"RAY_ADDRESS={address!r} is the address of a job server, not of a cluster",
+            f"submit the run there with `ray job submit --address {address} -- llambert …`",
+        )
+    if scheme == "ray":
+        raise UserError(
+            f"RAY_ADDRESS={address!r}: Ray Client is not supported: a stage's driver must run on "
+            "a machine of the cluster",
+            "submit the run with `ray job submit --address http://HEAD:8265 -- llambert …`, or "
+            "start it on a node of the cluster",
+        )
+    raise UserError(
+        f"RAY_ADDRESS={address!r} is no address of a Ray cluster", "give host:port of its head node"
+    )
+
+
+def address() -> str:
+    """The address of the connected cluster, for RAY_ADDRESS of another driver."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+def resources() -> dict[str, float]:
+    """What the connected cluster has, or could grow to: CPU, GPU, memory in bytes, …
+
+    A cluster that scales from nothing has no GPU until one is asked for, so that what its
+    configuration allows counts as there.
+    """
+    import ray
+    from ray._private.state import state
+
+    have = dict(ray.cluster_resources())
+    for kind, most in (state.get_max_resources_from_cluster_config() or {}).items():
+        have[kind] = max(have.get(kind, 0), most)
+    return have
+
+
+def _quiet_ray_data() -> None:
+    """The product draws its own progress; Ray Data's bars and notices would cover it."""
+    from ray.data import DataContext
+
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if isinstance(handler, logging.StreamHandler):
+            handler.setLevel(logging.CRITICAL)  # a failure is told once, by the command line

@@ -1,0 +1,327 @@
+"""The configuration of a run: the stages' own sections, read from one YAML file."""
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any, Literal, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from llambert.annotate import AnnotateConfig
+from llambert.errors import UserError
+from llambert.evaluate import EvaluateConfig
+from llambert.gold import GoldConfig
+from llambert.label import LabelConfig
+from llambert.records import CorpusConfig
+from llambert.sample import SampleConfig
+from llambert.section import Location, Section
+from llambert.storage import is_remote
+from llambert.task import TaskConfig
+from llambert.train import TrainConfig
+
+Variant = Literal["baseline", "llambert", "combined"]
+
+_VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are no secrets
+    r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
+    re.IGNORECASE,
+)
+_UNSHOWN = {"api_key_env"}  # fields whose wrong value may be a secret put in the wrong place
+
+
+class RunConfig(Section):
+    """One run: what is asked, of which records, and how."""
+
+    name: str = Field(
+        description="Name of the run; letters, digits, '-', '_' and '.'.",
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+    )
+    workdir: Location = Field(description="Where all artefacts go: a path, s3://… or gs://….")
+    task: TaskConfig = Field(description="Labels and prompt.")
+    corpus: CorpusConfig = Field(description="The records to label.")
+    gold: GoldConfig | None = Field(None, description="Records labelled by people.")
+    sample: SampleConfig = Field(description="How many records the LLM annotates.")
+    annotate: AnnotateConfig = Field(description="The LLM.")
+    train: TrainConfig = Field(description="The encoder's fine-tuning.")
+    evaluate: EvaluateConfig = Field(
+        EvaluateConfig(), description="How models are measured against gold."
+    )
+    label: LabelConfig = Field(LabelConfig(), description="How the corpus is labelled.")
+
+    @field_validator("workdir")
+    @classmethod
+    def _no_trailing_slash(cls, workdir: str) -> str:
+        return workdir.rstrip("/") or "/"
+
+    @model_validator(mode="after")
+    def _workdir_is_apart_from_the_corpus(self) -> "RunConfig":
+        for path in self.corpus.paths:
+            if _overlap(path, self.workdir):
+                raise ValueError(
+                    f"corpus.path {path!r} and workdir {self.workdir!r} lie one in the other: the "
+                    "next run would read this one's labels; put the workdir elsewhere"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_have_their_data(self) -> "RunConfig":
+        needs_gold = [v for v in self.variants if v != "llambert"]
+        if needs_gold and not (self.gold and self.gold.train):
+            raise ValueError(
+                f"train.variants has {needs_gold[0]!r}, which trains on gold labels, but "
+                "gold.train is not given"
+            )
+        if self.label.variant and self.label.variant not in self.variants:
+            raise ValueError(
+                f"label.variant is {self.label.variant!r}, which is not trained; "
+                f"train.variants is {self.variants}"
+            )
+        return self
+
+    @property
+    def variants(self) -> list[Variant]:
+        """The variants to train: those asked for, else all that the data allow."""
+        has_gold = bool(self.gold and self.gold.train)
+        return self.train.variants or (
+            ["baseline", "llambert", "combined"] if has_gold else ["llambert"]
+        )
+
+    @property
+    def label_variant(self) -> Variant:
+        """The variant that labels the corpus: the one asked for, else the one trained on most."""
+        return self.label.variant or [v for v in get_args(Variant) if v in self.variants][-1]
+
+
+def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:
+    """Read the run file at `path`, with `a.b=c` overrides applied.
+
+    Raises:
+        UserError: the file, an override, a field or a variable is wrong; the message has each
+            field, its value and the remedy.
+    """
+    values = _read(path)
+    for override in overrides:
+        _apply(values, override)
+    _complete_labels(values)
+    expanded = _expand(values, where=())
+    base = os.path.dirname(os.path.abspath(path))
+    try:
+        return RunConfig.model_validate(expanded, context={"base": base})
+    except ValidationError as error:
+        raise UserError(
+            f"{path} is not a valid run file:\n" + "\n".join(_explain(error)),
+            "`llambert schema` prints every field",
+        ) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML; `load` reads it back."""
+    values = _escape(config.model_dump(mode="json", exclude_none=True))
+    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML with keys as written, words of `task` as written, and no key given twice.
+
+    YAML 1.1 makes booleans of yes, no, on and off, and numbers of 1 and 1_0; as labels they are
+    words, and outside `task` only true and false are booleans. A date is a text.
+    """
+
+
+def _construct_section(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
+    return {
+        key: _words(value) if key == "task" else loader.construct_object(value, deep=True)
+        for key, value in _pairs(node)
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _construct_section)
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, pattern)
+        for tag, pattern in resolvers
+        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
+    ]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
+)
+
+
+def _pairs(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
+    """The mapping's keys, as written, with their values; a key given twice is refused.
+
+    Keys merged with `<<` come first, and those of the mapping itself take their place.
+    """
+    own: dict[str, yaml.Node] = {}
+    merged: dict[str, yaml.Node] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if not isinstance(key, yaml.ScalarNode):
+            raise UserError(f"the key in line {line} is not a word", "write `key: value`")
+        if key.value in own:
+            raise UserError(f"{key.value!r} is given twice (line {line})", "keep one of the two")
+        if key.tag != "tag:yaml.org,2002:merge":
+            own[key.value] = value
+        else:
+            bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
+            if not all(isinstance(base, yaml.MappingNode) for base in bases):
+                raise UserError(f"'<<' in line {line} merges no section", "write `<<: *name`")
+            for base in reversed(bases):  # of several, the first one counts
+                merged |= _pairs(base)
+    return list((merged | own).items())
+
+
+def _words(node: yaml.Node, listed: bool = False) -> Any:
+    """A node of `task` with every scalar as it is written; an empty one outside lists is None."""
+    if isinstance(node, yaml.MappingNode):
+        return {key: _words(value, listed) for key, value in _pairs(node)}
+    if isinstance(node, yaml.SequenceNode):
+        return [_words(item, listed=True) for item in node.value]
+    plain = isinstance(node, yaml.ScalarNode) and node.style is None
+    return None if plain and node.value in ("", "~", "null") and not listed else node.value
+
+
+def _read(path: str) -> dict[str, Any]:
+    try:
+        with open(path, encoding="utf-8") as file:
+            values = yaml.load(file, Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"no such file: {path!r}", "check the path of the run file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path!r}: {error}", "give a YAML file") from None
+    except (yaml.YAMLError, RecursionError) as error:  # the latter: an alias inside its own anchor
+        raise UserError(
+            f"{path!r} is not YAML: {error}",
+            "mend the line named above; quote a text that holds { } [ ] : or #",
+        ) from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path!r} holds no fields", "`llambert schema` prints every field")
+    return values
+
+
+def _complete_labels(values: dict[str, Any]) -> None:
+    """A label without further spellings may be left bare: `yes:`."""
+    task = values.get("task")
+    if isinstance(task, dict) and isinstance(task.get("labels"), dict):
+        labels = {key: [] if more is None else more for key, more in task["labels"].items()}
+        values["task"] = task | {"labels": labels}
+
+
+def _apply(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(
+            f"--set {override!r} is not of the form a.b=c", "for example train.epochs=2"
+        )
+    *parents, last = key.strip().split(".")
+    place = values
+    for parent in parents:
+        inner = {} if place.get(parent) is None else place[parent]
+        if not isinstance(inner, dict):
+            raise UserError(f"--set {override!r}: {parent!r} is not a section", "check the name")
+        place[parent] = dict(inner)  # a copy: an alias may stand for the same section elsewhere
+        place = place[parent]
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        if node is None:  # an empty text, or a comment alone
+            raise UserError(f"--set {override!r} has no value", "write '' for an empty text")
+        in_task = [*parents, last][0] == "task"
+        place[last] = _words(node) if in_task else yaml.load(text, Loader=_Loader)
+    except (yaml.YAMLError, RecursionError) as error:
+        raise UserError(f"--set {override!r}: {error}", "quote the value as YAML does") from None
+
+
+def _expand(value: Any, where: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {key: _expand(inner, (*where, key)) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_expand(inner, where) for inner in value]
+    if not isinstance(value, str):
+        return value
+
+    def replace(match: re.Match[str]) -> str:
+        name, field = match[1], ".".join(where)
+        if match[0].startswith("$$"):
+            return match[0][1:]
+        if _SECRET.search(name):
+            raise UserError(
+                f"{field} uses ${{{name}}}, which looks like a secret and would be stored",
+                "secrets come from the environment or the instance role: give the variable's "
+                "name where a field asks for it (annotate.openai.api_key_env)",
+            )
+        if name not in os.environ:
+            raise UserError(
+                f"{field} uses ${{{name}}}, which is not set",
+                f"set {name} in the environment, or write $${{{name}}} for these very characters",
+            )
+        return os.environ[name]
+
+    return _VARIABLE.sub(replace, value)
+
+
+def _escape(value: Any) -> Any:
+    """The inverse of `_expand`: a text that reads as a variable stands for itself."""
+    if isinstance(value, dict):
+        return {key: _escape(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_escape(inner) for inner in value]
+    return (
+        re.sub(r"\$(?=\{[A-Za-z_][A-Za-z0-9_]*\})", "$$", value)
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _overlap(path: str, workdir: str) -> bool:
+    """Whether what `path` (a file, folder or glob) stands for and `workdir` hold one another.
+
+    Compared part by part as far as both go; a `**` may stand for anything that follows.
+    """
+    for part, own in zip(_parts(path), _parts(workdir), strict=False):
+        if "**" in part:
+            return True
+        if part != own and not fnmatchcase(own, part):
+            return False
+    return True
+
+
+def _parts(uri: str) -> list[str]:
+    """The parts of a URI, or of a local path with its links resolved."""
+    if not is_remote(uri):
+        uri = os.path.realpath(uri.removeprefix("file://"))
+    return uri.rstrip("/").split("/")
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line for each wrong field: name, value, what is wrong, the nearest known name."""
+    lines = []
+    for each in error.errors():
+        field = ".".join(str(part) for part in each["loc"]) or "run"
+        message = each["msg"].removeprefix("Value error, ")
+        if each["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(each["loc"][-1]), _fields(each["loc"][:-1]), n=1)
+            message = "no such field" + (f"; did you mean {near[0]!r}?" if near else "")
+        elif each["type"] == "missing":
+            message = "is required"
+        elif not (_UNSHOWN & set(each["loc"]) or isinstance(each["input"], Mapping | BaseModel)):
+            message += f" (the value is {each['input']!r})"
+        lines.append(f"  {field}: {message}")
+    return lines
+
+
+def _fields(place: tuple[int | str, ...]) -> list[str]:
+    """The field names of the section at `place`, or none where it is not a section."""
+    section: type[BaseModel] = RunConfig
+    for part in place:
+        field = section.model_fields.get(str(part))
+        kinds = [field.annotation, *get_args(field.annotation)] if field else []
+        inner = [k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)]
+        if not inner:
+            return []
+        section = inner[0]
+    return list(section.model_fields)

@@ -1,0 +1,180 @@
+"""Any endpoint that speaks OpenAI's chat completions, asked over HTTP."""
+
+import asyncio
+import math
+import os
+from typing import Any
+
+import pyarrow as pa
+
+from llambert import schema
+from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint
+from llambert.engines.prompts import cut_middle
+from llambert.errors import UserError
+from llambert.progress import Counter
+from llambert.task import TaskConfig, control_pattern, messages
+
+_REFUSED = {401: "the key", 403: "access", 404: "the model or the path"}
+_CERTAIN = 3  # requests refused, and none else, from which on it is not their texts
+_SEEDS = 2**31
+_ERROR_CHARACTERS = 300  # of an endpoint's message that are kept
+
+
+def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -> Any:
+    """Ask the endpoint about every row, `openai.concurrency` requests at a time.
+
+    A request that fails for good is a row with an error. The client of the `openai` package
+    repeats after 429, 5xx, timeouts and broken connections, with growing waits; not after other
+    4xx.
+
+    Raises:
+        UserError (when the rows are consumed): the endpoint refuses the key, or the first requests
+            were all refused access or the model. A later 403 or 404 is a failed request: gateways
+            refuse single texts so.
+    """
+    import ray
+
+    settings = config.openai
+    key = os.environ.get(settings.api_key_env or "") or "none"
+    return rows.map_batches(
+        _Asker,
+        fn_constructor_kwargs={
+            "config": config,
+            "task": task,
+            "counter": counter,
+            # By reference: constructor arguments may be logged, objects are not.
+            "key": ray.put(key),
+        },
+        batch_size=min(config.batch_size, settings.concurrency),
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=_tasks(config)),
+        max_concurrency=_tasks(config),
+        num_cpus=0.25,
+    )
+
+
+def _tasks(config: AnnotateConfig) -> int:
+    """Batches in hand at once: enough to keep `concurrency` requests in flight to the end."""
+    return math.ceil(config.openai.concurrency / config.batch_size) + 1
+
+
+class _Asker:
+    """One actor, one client, one limit on the requests in flight."""
+
+    def __init__(
+        self, config: AnnotateConfig, task: TaskConfig, counter: Counter, key: Any
+    ) -> None:
+        import openai
+        import ray
+
+        self._config, self._task, self._counter = config, task, counter
+        self._key = ray.get(key)
+        self._client = openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=config.openai.base_url,
+            timeout=config.openai.timeout_s,
+            max_retries=config.openai.max_retries,
+        )
+        self._slots = asyncio.Semaphore(config.openai.concurrency)
+        self._controls = control_pattern()
+        self._parameters = _parameters(config, task)
+        self._ended = self._rejected = 0  # requests, and those of them that met a 403 or 404
+        self._given_up: UserError | None = None  # why nothing more is asked
+
+    async def __call__(self, block: pa.Table) -> Any:
+        rows = await asyncio.gather(*(self._answer(**row) for row in block.to_pylist()))
+        yield pa.Table.from_pylist(rows, schema=schema.RESPONSE)
+
+    async def _answer(self, id: str, text: str, text_hash: int) -> dict[str, Any]:
+        import openai
+
+        limit = self._config.openai.max_text_chars
+        kept = cut_middle(text, limit) if limit else text
+        row: dict[str, Any] = {"id": id, "text_hash": text_hash, "truncated": kept != text}
+        # A seed for each text: with the same for all, the draws of all would go the same way.
+        seed = (self._config.seed + text_hash) % _SEEDS
+        async with self._slots:
+            if self._given_up:
+                raise self._given_up
+            chat: Any = messages(self._task, kept, self._controls)
+            try:
+                completion = await self._client.chat.completions.create(
+                    messages=chat, seed=seed, **self._parameters
+                )
+            except openai.APIStatusError as error:
+                self._refused(error.status_code)
+                row["error"] = self._clean(f"HTTP {error.status_code}: {error.message}")
+            except openai.OpenAIError as error:
+                row["error"] = self._clean(f"{type(error).__name__}: {error}")
+            else:
+                row.update(_read(completion))
+            self._ended += 1
+            self._counter.add(1)
+        return row
+
+    def _refused(self, status: int) -> None:
+        """Give up where the refusal will meet every request.
+
+        The other answers of the block are lost by it: Ray Data drops a block that raises.
+        """
+        if status not in _REFUSED:
+            return
+        self._rejected += 1
+        if status == 401 or self._rejected == self._ended + 1 >= _CERTAIN:
+            where = self._config.openai.base_url or "OpenAI"
+            self._given_up = UserError(
+                f"{where} refuses {_REFUSED[status]} (HTTP {status}) for model "
+                f"{self._config.model!r}",
+                f"check annotate.model, annotate.openai.base_url and the key in "
+                f"{self._config.openai.api_key_env}",
+            )
+            raise self._given_up
+
+    def _clean(self, message: str) -> str:
+        if self._key != "none":
+            message = message.replace(self._key, "***")
+        return message[:_ERROR_CHARACTERS]
+
+
+def _parameters(config: AnnotateConfig, task: TaskConfig) -> dict[str, Any]:
+    parameters: dict[str, Any] = {
+        "model": config.model,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        config.openai.token_limit: config.max_tokens,
+    }
+    if config.openai.first_token:
+        parameters |= {"logprobs": True, "top_logprobs": FIRST_TOKENS}
+    limits = constraint(config, task)
+    if limits:
+        parameters["response_format"] = {
+            "type": "json_schema",
+            "json_schema": {"name": "annotation", "strict": True, "schema": limits["json"]},
+        }
+    extra: dict[str, Any] = {}
+    if config.top_k != -1:
+        extra["top_k"] = config.top_k
+    if config.chat_template_kwargs:
+        extra["chat_template_kwargs"] = config.chat_template_kwargs
+    return parameters | ({"extra_body": extra} if extra else {})
+
+
+def _read(completion: Any) -> dict[str, Any]:
+    """The columns of `schema.RESPONSE` that a completion gives."""
+    if not completion.choices:
+        return {"response": None, "error": "the endpoint gave no choice"}
+    choice, usage = completion.choices[0], completion.usage
+    tokens = choice.logprobs.content if choice.logprobs and choice.logprobs.content else None
+    content = choice.message.content
+    return {
+        "response": content,
+        "error": None if content is not None else f"no text (finished by {choice.finish_reason})",
+        "prompt_tokens": usage.prompt_tokens if usage else None,
+        "output_tokens": usage.completion_tokens if usage else None,
+        "first_token": [
+            {"token": each.token, "probability": math.exp(each.logprob)}
+            for each in tokens[0].top_logprobs
+        ]
+        if tokens
+        else None,
+    }

@@ -1,0 +1,249 @@
+"""vLLM on this cluster, through ray.data.llm: prompts, engine replicas, answers."""
+
+import logging
+import math
+import os
+from typing import Any
+
+import pyarrow as pa
+
+from llambert import schema
+from llambert.cluster import resources
+from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint, device
+from llambert.engines.prompts import ControlTokenError, PromptBuilder, load_tokenizer
+from llambert.errors import UserError
+from llambert.progress import Counter
+from llambert.task import TaskConfig
+
+_LIGHT_CPUS = 0.25  # of a core, for the stages around the engine, which wait for it
+_CPU_SHARE = 0.75  # of a core reserved for each engine worker on CPU: the rest feeds it
+_MAX_NUM_SEQS = 256  # sequences that the engine works on at once
+_BATCH_ATTEMPTS = 3  # a batch that ends the engine so often is given up
+_KV_CACHE_GIB = "4"  # on CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
+
+
+def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -> Any:
+    """Ask vLLM about every row.
+
+    Needs a connected Ray. GPUs are used where the cluster has any (`device: auto`).
+
+    Raises:
+        UserError: the prompt does not suit the model.
+    """
+    from ray.data import TaskPoolStrategy
+
+    window = _window(config)
+    prompts = _Prompts(config, task, window - config.max_tokens)
+    prompts.builder()  # what is wrong with the prompt is found out here, before any engine starts
+    rows = rows.map_batches(
+        prompts,
+        batch_format="pyarrow",
+        batch_size=None,
+        compute=TaskPoolStrategy(size=_tokenizers()),
+        num_cpus=_LIGHT_CPUS,
+    )
+    return _processor(config, task, window)(rows).map_batches(
+        lambda block: _responses(block, counter),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=_LIGHT_CPUS,
+    )
+
+
+def _processor(config: AnnotateConfig, task: TaskConfig, window: int) -> Any:
+    """Ray Data's stages around the engine, for rows that hold token ids."""
+    from ray.data.llm import build_processor
+
+    params = _sampling_params(config, task)
+    logging.disable(logging.INFO)  # the build calls ray.init again, and says so
+    try:
+        processor = build_processor(
+            _processor_config(config, device(config, resources()), window),
+            preprocess=lambda row: {"sampling_params": dict(params)},
+            postprocess=_answer,
+            preprocess_map_kwargs={"num_cpus": _LIGHT_CPUS},
+            postprocess_map_kwargs={"num_cpus": _LIGHT_CPUS},
+        )
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.getLogger("ray").setLevel(logging.WARNING)  # which ray.init has undone
+    # An engine that dies is started again and its batches with it; without a limit a record that
+    # ends the engine each time would be tried for ever.
+    engine = processor.get_stage_by_name("vLLMEngineStage")
+    engine.map_batches_kwargs["max_task_retries"] = _BATCH_ATTEMPTS - 1
+    return processor
+
+
+def _tokenizers() -> int:
+    """Tasks that make prompts at once: few, or they would take the cores from the engine."""
+    return max(1, min(16, int(resources().get("CPU", 1)) // 4))
+
+
+def _window(config: AnnotateConfig) -> int:
+    """Tokens of prompt and answer together."""
+    if config.max_model_len:
+        return config.max_model_len
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    window = getattr(found.get_text_config(), "max_position_embeddings", None)
+    if not window:
+        raise UserError(
+            f"the model {config.model!r} does not say how long its window is",
+            "set annotate.max_model_len",
+        )
+    return int(window)
+
+
+def _sampling_params(config: AnnotateConfig, task: TaskConfig) -> dict[str, Any]:
+    params: dict[str, Any] = {
+        "max_tokens": config.max_tokens,
+        "temperature": config.temperature,
+        "top_p": config.top_p,
+        "top_k": config.top_k,
+        "logprobs": FIRST_TOKENS,
+    }
+    limits = constraint(config, task)
+    return params | {"structured_outputs": limits} if limits else params
+
+
+def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    kwargs: dict[str, Any] = {
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
+        "max_model_len": window,
+        "enable_prefix_caching": config.prefix_caching,
+        "trust_remote_code": config.trust_remote_code,
+        "dtype": config.dtype,
+        # One stream of random numbers for the engine: a seed with each request slows sampling on
+        # GPU, and on CPU it ends the engine (vLLM 0.29: "CPU Generator does not use offset").
+        "seed": config.seed,
+        "max_num_seqs": _MAX_NUM_SEQS,
+    }
+    placement, environment = None, {}
+    if where == "cpu":
+        kwargs["distributed_executor_backend"] = "mp"
+        kwargs["enforce_eager"] = True
+        kwargs["dtype"] = "float32" if config.dtype == "auto" else config.dtype
+        placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices}
+        defaults = {
+            "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
+            # Binding threads to cores counts the machine's cores, not those that Ray gave.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        }
+        environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
+    kwargs |= config.engine_kwargs
+    batches = max(2, math.ceil(kwargs["max_num_seqs"] / config.batch_size))
+    return vLLMEngineProcessorConfig(
+        model_source=config.model,
+        engine_kwargs=kwargs,
+        accelerator_type=config.accelerator_type,
+        concurrency=config.replicas,
+        batch_size=config.batch_size,
+        max_concurrent_batches=batches,
+        max_tasks_in_flight_per_actor=batches + 2,
+        placement_group_config=placement,
+        runtime_env={"env_vars": environment} if environment else None,
+        should_continue_on_error=True,
+        log_engine_metrics=False,
+        chat_template_stage=False,
+        tokenize_stage=False,
+        detokenize_stage=False,
+    )
+
+
+class _Prompts:
+    """Makes prompts in a worker; the tokenizer is loaded there, once a process."""
+
+    def __init__(self, config: AnnotateConfig, task: TaskConfig, limit: int) -> None:
+        self._config, self._task, self._limit = config, task, limit
+        self._builder: PromptBuilder | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_builder": None}
+
+    def builder(self) -> PromptBuilder:
+        config = self._config
+        if self._builder is None:
+            self._builder = PromptBuilder(
+                load_tokenizer(config.model or "", config.trust_remote_code),
+                self._task,
+                self._limit,
+                config.chat_template,
+                config.chat_template_kwargs,
+            )
+        return self._builder
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        ids: list[list[int]] = []
+        truncated, errors = [], []
+        for text in block["text"].to_pylist():
+            try:
+                prompt = self.builder().build(text)
+            except ControlTokenError as error:
+                ids.append([])
+                truncated.append(False)
+                errors.append(f"{type(error).__name__}: {error}")
+            else:
+                ids.append(prompt.token_ids)
+                truncated.append(prompt.truncated)
+                errors.append("")
+        return pa.table(
+            {
+                "id": block["id"],
+                "text_hash": block["text_hash"],
+                "truncated": truncated,
+                "tokenized_prompt": pa.array(ids, pa.list_(pa.int32())),
+                # A row that bears an error passes the engine by.
+                "__inference_error__": errors,
+            }
+        )
+
+
+def _answer(row: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of the engine's output for one row."""
+    first = (row.get("logprobs") or [{}])[0]
+    return {
+        "id": row["id"],
+        "text_hash": row["text_hash"],
+        "truncated": row["truncated"],
+        "generated_text": row["generated_text"],
+        "num_input_tokens": row["num_input_tokens"],
+        "num_generated_tokens": row["num_generated_tokens"],
+        "first_token": [
+            {"token": each["decoded_token"] or "", "probability": math.exp(each["logprob"])}
+            for each in first.values()
+        ],
+    }
+
+
+def _responses(block: pa.Table, counter: Counter) -> pa.Table:
+    """A block of answers and failures, which have other columns, as `schema.RESPONSE`."""
+
+    def column(name: str) -> list[Any]:
+        values = block[name].to_pylist() if name in block.column_names else None
+        return values or [None] * block.num_rows
+
+    errors = [error or None for error in column("__inference_error__")]
+    failed = [error is not None for error in errors]
+
+    def unless_failed(name: str) -> list[Any]:
+        return [None if bad else value for bad, value in zip(failed, column(name), strict=True)]
+
+    table = pa.table(
+        {
+            "id": column("id"),
+            "text_hash": column("text_hash"),
+            "response": unless_failed("generated_text"),
+            "error": errors,
+            "prompt_tokens": unless_failed("num_input_tokens"),
+            "output_tokens": unless_failed("num_generated_tokens"),
+            "truncated": column("truncated"),
+            "first_token": unless_failed("first_token"),
+        },
+        schema=schema.RESPONSE,
+    )
+    counter.add(table.num_rows)
+    return table

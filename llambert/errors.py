@@ -1,0 +1,36 @@
+"""Every exception the product raises on purpose, each with what to do about it.
+
+A `UserError` is the caller's to mend (exit code 2); every other failure is ours or the
+machine's (exit code 1).
+"""
+
+
+class LlambertError(Exception):
+    """Base of the product's errors: one sentence that names the value, one that mends it."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  -> {self.remedy}" if self.remedy else self.message
+
+    def __reduce__(self):  # keeps `remedy` when Ray sends the error between processes
+        return type(self), (self.message, self.remedy)
+
+
+class UserError(LlambertError, ValueError):
+    """The configuration, the command or the data named by it is wrong."""
+
+    exit_code = 2
+
+
+class StageError(LlambertError):
+    """A stage could not finish although its input was acceptable."""
+
+
+class CountError(StageError):
+    """Records in and records out of a stage do not add up: something was lost or doubled."""

@@ -1,0 +1,158 @@
+"""Stage: the fine-tuned encoder labels every record of the corpus."""
+
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Literal
+
+from pydantic import Field, field_validator
+
+from llambert.datasource import corpus_dataset
+from llambert.encoder import label_rows
+from llambert.errors import CountError
+from llambert.progress import Progress
+from llambert.records import Corpus
+from llambert.section import Section
+from llambert.storage import Folder, Outcome, arrow_filesystem
+
+CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
+# Of a core, for reading and writing. Beside a labeller and the checkpoint's filter, which takes a
+# whole core, a reader that asked for more would never start on two cores.
+_LIGHT_CPUS = 0.25
+_BLOCKS = 64  # of a corpus, about, between the two sizes below
+_SMALLEST_BLOCK_BYTES = 2**19
+_LARGEST_BLOCK_BYTES = 32 * 2**20
+_RUN = "_run.json"  # which run the rows in the folder belong to, while it is not finished
+
+
+class LabelConfig(Section):
+    """Labelling the corpus."""
+
+    variant: Literal["baseline", "llambert", "combined"] | None = Field(
+        None, description="Variant that labels; by default combined, llambert or baseline."
+    )
+    workers: tuple[int, int] | None = Field(
+        None, description="Least and most actors; by default 1 to one for each GPU, or core."
+    )
+    accelerator_type: str | None = Field(
+        None, description="Kind of GPU to use where the cluster has several, in Ray's spelling."
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
+    )
+    batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="Most tokens, padding included, of one forward pass."
+    )
+    probabilities: bool = Field(False, description="Write the probability of every label too.")
+
+    @field_validator("workers")
+    @classmethod
+    def _range(cls, workers: tuple[int, int] | None) -> tuple[int, int] | None:
+        if workers and not 1 <= workers[0] <= workers[1]:
+            raise ValueError(f"{list(workers)} is no range: write [least, most], from 1 up")
+        return workers
+
+
+def label(
+    config: LabelConfig,
+    corpus: Corpus,
+    inventory: Folder,
+    total: int,
+    model: str,
+    run: str,
+    folder: Folder,
+    progress: Progress,
+    trust_remote_code: bool = False,
+) -> Outcome:
+    """Write a row of `schema.LABEL` to `folder` for every good record of the corpus.
+
+    A run that was killed goes on where it stopped: Ray Data's checkpoint lies in the folder and
+    commits together with each Parquet file, so that a record is labelled exactly once.
+
+    Args:
+        inventory: the corpus stage's folder: which duplicates are refused.
+        total: good records of the corpus, which the rows written must equal.
+        model: folder of the fine-tuned encoder.
+        run: what the labels depend on; rows of another run in the folder are removed first.
+
+    Raises:
+        CountError: records were lost or doubled.
+    """
+    if not folder.exists(_RUN) or folder.read_json(_RUN)["run"] != run:
+        folder.remove()
+        folder.write_json(_RUN, {"run": run})
+    before = (folder / CHECKPOINT).row_count(skip=".pending.parquet")  # those were committed
+    progress.begin(total, "labelling", done=before)
+    started = time.monotonic()
+    with _checkpoint(folder):
+        rows = corpus_dataset(
+            corpus,
+            inventory,
+            only_good=True,
+            block_bytes=_block_bytes(corpus),
+            cpus=_LIGHT_CPUS,
+        )
+        labelled = label_rows(
+            rows,
+            model,
+            progress.ray_counter(),
+            workers=config.workers,
+            accelerator_type=config.accelerator_type,
+            dtype=config.dtype,
+            batch_tokens=0 if config.batch_tokens == "auto" else config.batch_tokens,
+            probabilities=config.probabilities,
+            trust_remote_code=trust_remote_code,
+        )
+        filesystem, path = arrow_filesystem(folder.uri)
+        light = {"num_cpus": _LIGHT_CPUS}
+        labelled.write_parquet(path, filesystem=filesystem, mode="append", ray_remote_args=light)
+    written = folder.row_count()
+    if written != total:
+        folder.fs.rm_file(folder.path(_RUN))  # the next run begins anew
+        raise CountError(
+            f"{total:,} good records came in and {written:,} labels came out",
+            "was the corpus changed, or a second run under way? The same command begins anew",
+        )
+    return Outcome(
+        {"in": total, "out": written, "dropped": {}},
+        {
+            "records": written,
+            "labelled_now": written - before,
+            "seconds": round(time.monotonic() - started, 3),
+            "records_per_s": progress.rate(),  # start-up left out
+        },
+    )
+
+
+@contextmanager
+def _checkpoint(folder: Folder) -> Iterator[None]:
+    """Ray Data's checkpoint, for what is read and written in the `with` block.
+
+    Ray only warns where it cannot keep one; here that is an error.
+    """
+    import ray
+    from ray.data.checkpoint import CheckpointConfig
+
+    filesystem, path = arrow_filesystem((folder / CHECKPOINT).uri)
+    context = ray.data.DataContext.get_current()
+    context.checkpoint_config = CheckpointConfig(
+        id_column="id",
+        checkpoint_path=path,
+        override_filesystem=filesystem,
+        delete_checkpoint_on_success=False,
+    )
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*support checkpointing")
+            yield
+    finally:
+        context.checkpoint_config = None
+
+
+def _block_bytes(corpus: Corpus) -> int:
+    """Bytes of text committed together: what a crash repeats, for each block in flight.
+
+    Large enough that a large corpus does not become a great many files.
+    """
+    return min(_LARGEST_BLOCK_BYTES, max(_SMALLEST_BLOCK_BYTES, corpus.bytes // _BLOCKS))

