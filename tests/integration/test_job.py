@@ -1,0 +1,148 @@
+"""`ray job submit` to a Ray cluster of its own, from and to an S3 server."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from tests.tiny_roberta import easy_records, make_tiny_roberta
+
+ROOT = Path(__file__).resolve().parents[2]
+RAY = str(Path(sys.executable).parent / "ray")
+RECORDS = 2000
+
+
+@contextmanager
+def _cluster(folder: Path) -> Iterator[str]:
+    """A Ray head in processes of its own; yields the address that jobs are submitted to."""
+    port, jobs = _free_port(), _free_port()
+    command = [RAY, "start", "--head", "--block", f"--port={port}", f"--dashboard-port={jobs}"]
+    command += [f"--ray-client-server-port={_free_port()}"]
+    # By default the agent, which starts the jobs, wants the port that any other Ray here has
+    command += [f"--dashboard-agent-listen-port={_free_port()}"]
+    command += ["--num-cpus=2", "--disable-usage-stats"]
+    with (folder / "ray.log").open("wb") as log:
+        head = subprocess.Popen(
+            command, stdout=log, stderr=log, start_new_session=True, env=_environment()
+        )
+    address = f"http://127.0.0.1:{jobs}"
+    try:
+        deadline = time.monotonic() + 90
+        while not _answers(address):
+            assert head.poll() is None, (folder / "ray.log").read_text()
+            assert time.monotonic() < deadline, "the cluster did not start"
+            time.sleep(0.5)
+        yield address
+    finally:
+        if head.poll() is None:
+            os.killpg(head.pid, signal.SIGTERM)
+            head.wait(timeout=60)
+
+
+def _environment() -> dict[str, str]:
+    """No token is asked for: the cluster is on loopback and lives as long as the test."""
+    return {**os.environ, "RAY_AUTH_MODE": "disabled"}
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/version", timeout=5).read()
+    except OSError:
+        return False
+    return True
+
+
+def _submit(address: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Submit until the cluster takes the job, for a minute: its agent starts after its server."""
+    command = [RAY, "job", "submit", f"--address={address}", f"--working-dir={folder}"]
+    command += ["--submission-id=label", "--", sys.executable, "label.py", "run.yaml"]
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=400, env=_environment()
+        )
+        if done.returncode == 0 or _is_known(address, "label") or time.monotonic() > deadline:
+            return done
+        time.sleep(2)
+
+
+def _is_known(address: str, job: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/api/jobs/{job}", timeout=5).read()
+    except urllib.error.HTTPError:
+        return False
+    return True
+
+
+def _write_run(uri: str, folder: Path) -> None:
+    """Corpus and answers on S3; the run file goes with the job."""
+    records = easy_records(RECORDS)
+    fs = fsspec.filesystem("s3")
+    tables = {
+        "corpus/part-0.parquet": records.select(["id", "text"]).slice(0, 900),
+        "corpus/part-1.parquet": records.select(["id", "text"]).slice(900),
+        "answers.parquet": pa.table({"id": records["id"], "response": records["label"]}),
+    }
+    for name, table in tables.items():
+        with fs.open(f"{uri}/{name}", "wb") as file:
+            pq.write_table(table, file)
+    run = {
+        "name": "films",
+        "workdir": f"{uri}/out",
+        "task": {"labels": {"negative": [], "positive": []}, "prompt": "Good? {text}"},
+        "corpus": {"path": f"{uri}/corpus", "id": "id"},
+        "sample": {"size": 400},
+        "annotate": {"engine": "recorded", "recorded": {"path": f"{uri}/answers.parquet"}},
+        "train": {
+            "model": make_tiny_roberta(folder / "encoder"),
+            "epochs": 4,
+            "learning_rate": 1e-2,
+            "max_length": 32,
+        },
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(run))
+
+
+def test_a_submitted_job_labels_from_s3_to_s3(s3, tmp_path):
+    uri = f"{s3}/job"
+    _write_run(uri, tmp_path)
+    script = (ROOT / "jobs" / "label.py").read_text()
+    (tmp_path / "label.py").write_text(script)
+    with _cluster(tmp_path) as address:
+        done = _submit(address, tmp_path)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "succeeded" in done.stdout + done.stderr
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    (labels,) = fs.ls(f"{uri}/out/labels", detail=False)
+    tables = []
+    for path in fs.glob(f"{labels}/*.parquet"):
+        with fs.open(path, "rb") as file:
+            tables.append(pq.read_table(file))
+    table = pa.concat_tables(tables)
+    truth = {row["id"]: row["label"] for row in easy_records(RECORDS).to_pylist()}
+    assert sorted(table["id"].to_pylist()) == sorted(truth)
+    right = [truth[row["id"]] == row["label"] for row in table.to_pylist()]
+    assert sum(right) / RECORDS > 0.9
+    report = json.loads(fs.cat_file(f"{uri}/out/report/report.json"))
+    assert report["label"]["counts"]["out"] == RECORDS
+    assert "testing" not in fs.cat_file(f"{uri}/out/config.yaml").decode()  # the key of the server

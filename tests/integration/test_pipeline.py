@@ -1,0 +1,289 @@
+"""The whole flow through the command line, on real components: once, again, changed, wrong."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from tests.tiny_roberta import easy_records, make_tiny_roberta
+
+RECORDS = 3000
+HOSTILE = [
+    {"id": "null", "text": None},
+    {"id": "empty", "text": "  "},
+    {"id": "r00007", "text": "the same id again"},
+    {"id": None, "text": "no id"},
+]
+
+
+def llambert(*arguments: str, **options) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a user does."""
+    command = [sys.executable, "-m", "llambert", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def write_run(folder: Path, **changes) -> str:
+    """A run over easy records: corpus in three files, recorded answers, gold with a test share."""
+    records = easy_records(RECORDS)
+    gold = easy_records(400, seed=1)
+    gold = gold.set_column(0, "id", pa.array([f"g{i}" for i in range(400)]))
+    asked = pa.concat_tables([records, gold])
+    answers = asked["label"].to_pylist()
+    answers[::50] = ["Hard to say."] * len(answers[::50])
+    corpus = folder / "corpus"
+    corpus.mkdir(parents=True)
+    for part in range(3):
+        rows = records.select(["id", "text"]).to_pylist()[part::3] + (HOSTILE if part == 2 else [])
+        pq.write_table(pa.Table.from_pylist(rows), corpus / f"part-{part}.parquet")
+    (corpus / "torn.parquet").write_bytes((corpus / "part-0.parquet").read_bytes()[:2000])
+    pq.write_table(gold, folder / "gold.parquet")
+    table = pa.table({"id": asked["id"], "response": pa.array(answers)})
+    pq.write_table(table, folder / "answers.parquet")
+    run = {
+        "name": "films",
+        "workdir": "out",
+        "task": {"labels": {"negative": [], "positive": []}, "prompt": "Good? {text}"},
+        "corpus": {"path": "corpus", "id": "id"},
+        "gold": {"train": "gold.parquet", "id": "id", "test_share": 0.5},
+        "sample": {"size": 400},
+        "annotate": {
+            "engine": "recorded",
+            "recorded": {"path": "answers.parquet", "id": "id", "response": "response"},
+        },
+        "train": {
+            "model": make_tiny_roberta(folder / "encoder"),
+            "epochs": 4,
+            "learning_rate": 1e-2,
+            "max_length": 32,
+        },
+    }
+    path = folder / "run.yaml"
+    path.write_text(yaml.safe_dump({**run, **changes}))
+    return str(path)
+
+
+def labels_of(folder: Path) -> dict[str, str]:
+    """id -> label of the one labels folder of a run; every id must be there once."""
+    (labels,) = (folder / "out" / "labels").iterdir()
+    tables = [pq.read_table(path) for path in sorted(labels.glob("*.parquet"))]
+    table = pa.concat_tables(tables)
+    found = dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
+    assert len(found) == table.num_rows
+    return found
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A folder in which a run has been done, and what it printed."""
+    folder = tmp_path_factory.mktemp("run")
+    finished = llambert("run", write_run(folder))
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    return folder, finished
+
+
+def _versions(folder: Path) -> dict[str, int]:
+    """Every file of the run's workdir with its modification time; logs and config aside."""
+    files = [path for path in (folder / "out").rglob("*") if path.is_file()]
+    return {str(path): path.stat().st_mtime_ns for path in files}
+
+
+def test_every_good_record_is_labelled_once_and_rightly(done):
+    folder, _ = done
+    truth = easy_records(RECORDS)
+    labels = labels_of(folder)
+    assert set(labels) == set(truth["id"].to_pylist())
+    right = [labels[row["id"]] == row["label"] for row in truth.to_pylist()]
+    assert sum(right) / RECORDS > 0.9
+
+
+def test_what_was_refused_is_in_quarantine_with_its_reason(done):
+    folder, _ = done
+    refused = pq.read_table(folder / "out" / "quarantine").to_pylist()
+    reasons = {(row["id"], row["refused"]) for row in refused}
+    assert reasons == {
+        ("null", "null_text"),
+        ("empty", "empty_text"),
+        ("r00007", "duplicate_id"),
+        (None, "null_id"),
+        (None, "corrupt_file"),
+    }
+    torn = [row for row in refused if row["refused"] == "corrupt_file"]
+    assert [Path(row["source"]).name for row in torn] == ["torn.parquet"]
+
+
+def test_the_report_has_figures_that_add_up(done):
+    folder, _ = done
+    report = json.loads((folder / "out" / "report" / "report.json").read_text())
+    for variant in ("llm", "baseline", "llambert", "combined"):
+        figures = report["evaluation"][variant]
+        low, high = figures["accuracy_interval"]
+        assert low <= figures["accuracy"] <= high
+        assert figures["accuracy"] > 0.9
+    assert report["label"]["records"] == RECORDS
+    assert report["label"]["records_per_s"] > 0
+    assert report["annotate"]["counts"]["dropped"]["off_list"] > 0
+    page = (folder / "out" / "report" / "index.html").read_text()
+    assert "3,000 records labelled" in page
+
+
+def test_the_models_are_hugging_face_folders(done):
+    from transformers import pipeline
+
+    folder, _ = done
+    model = folder / "out" / "models" / "combined" / "seed-1"
+    classify = pipeline("text-classification", str(model))
+    assert [row["label"] for row in classify(["a lovely film", "an awful film"])] == [
+        "positive",
+        "negative",
+    ]
+
+
+def test_a_second_run_does_nothing(done):
+    folder, _ = done
+    before = _versions(folder)
+    started = time.monotonic()
+    again = llambert("run", str(folder / "run.yaml"))
+    assert again.returncode == 0
+    assert "Nothing to do" in again.stdout
+    assert time.monotonic() - started < 20
+    assert _versions(folder) == before
+
+
+def test_a_larger_sample_asks_only_for_the_difference(done):
+    folder, _ = done
+    config = str(folder / "run.yaml")
+    grown = llambert("run", config, "--set", "sample.size=500", "--until", "annotate")
+    assert grown.returncode == 0, grown.stderr
+    (annotator,) = (folder / "out" / "annotations").iterdir()
+    details = json.loads((annotator / "manifest.json").read_text())["details"]
+    assert details["asked"] == 100
+    status = llambert("status", config, "--set", "sample.size=500").stdout
+    states = {line.split()[1]: line.split()[0] for line in status.splitlines()}
+    assert states["corpus"] == states["sample"] == states["annotate"] == "done"
+    assert states["train"] == "stale"
+    assert states["label"] == "missing"  # which model will label is not known yet
+    back = llambert("run", config, "--until", "annotate")
+    assert back.returncode == 0, back.stderr
+    details = json.loads((annotator / "manifest.json").read_text())["details"]
+    assert details["asked"] == 0
+
+
+def test_labelling_again_replaces_the_labels(done):
+    folder, _ = done
+    before = labels_of(folder)
+    finished = llambert("label", str(folder / "run.yaml"), "--force")
+    assert finished.returncode == 0, finished.stderr
+    assert labels_of(folder) == before
+
+
+def test_a_file_that_arrives_during_a_run_belongs_to_the_next_one(tmp_path):
+    config = write_run(tmp_path, gold=None)
+    command = [sys.executable, "-m", "llambert", "run", config, "--until", "sample"]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    while not (tmp_path / "out" / "corpus" / "manifest.json").exists():
+        assert running.poll() is None
+        time.sleep(0.02)
+    late = pa.table({"id": ["late"], "text": ["a good film that came late"]})
+    pq.write_table(late, tmp_path / "corpus" / "part-9.parquet")
+    said, _ = running.communicate(timeout=120)
+    assert running.returncode == 0, said
+    assert "All done." in said
+    assert llambert("status", config).stdout.splitlines()[0].startswith("stale    corpus")
+    again = llambert("run", config, "--until", "sample", "--set", "sample.size=10000")
+    assert again.returncode == 0, again.stderr
+    sample = pq.read_table(tmp_path / "out" / "sample" / "sample.parquet")
+    assert sample.num_rows == RECORDS + 1
+
+
+def test_parse_asks_no_model(done):
+    folder, _ = done
+    config = str(folder / "run.yaml")
+    parsed = llambert("parse", config, "--set", "annotate.parse=exact")
+    assert parsed.returncode == 0, parsed.stderr
+    assert "off_list" in parsed.stdout
+    assert llambert("parse", config).returncode == 0
+
+
+def test_a_stage_before_its_turn_says_what_is_missing(tmp_path):
+    finished = llambert("label", write_run(tmp_path))
+    assert finished.returncode == 2
+    assert "llambert run" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+WRONG = {
+    "unknown field": ({"sample.sizes": "10"}, ["sample.sizes", "did you mean"]),
+    "missing column": ({"corpus.text": "review"}, ["review", "text"]),
+    "label twice": ({"task.labels": "{good: [], Good: []}"}, ["names two labels"]),
+    "prompt without {text}": ({"task.prompt": "Good?"}, ["task.prompt", "{text}"]),
+    "no such path": ({"corpus.path": "/nowhere/at/all"}, ["/nowhere/at/all"]),
+    "no such model": ({"train.model": "./nowhere"}, ["train.model", "nowhere"]),
+    "unwritable workdir": ({"workdir": "/proc/llambert"}, ["/proc/llambert", "workdir"]),
+    "zero sample": ({"sample.size": "0"}, ["sample.size", "greater than 0"]),
+    "unset variable": ({"corpus.path": "${NOT_SET_ANYWHERE}"}, ["NOT_SET_ANYWHERE", "not set"]),
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_a_wrong_run_file_costs_five_seconds_and_one_message(done, tmp_path, what):
+    folder, _ = done
+    changes, says = WRONG[what]
+    overrides = [f"--set={key}={value}" for key, value in changes.items()]
+    workdir = [] if "workdir" in changes else [f"--set=workdir={tmp_path}/out"]
+    started = time.monotonic()
+    finished = llambert("run", str(folder / "run.yaml"), *workdir, *overrides)
+    seconds = time.monotonic() - started
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert finished.stderr.count("error:") == 1
+    for words in says:
+        assert words in finished.stderr
+    assert seconds < 5
+
+
+def test_tensor_parallel_larger_than_the_cluster(done, tmp_path):
+    from tests.tiny_llama import make_tiny_llama
+
+    folder, _ = done
+    model = make_tiny_llama(tmp_path / "llama")
+    changes = {
+        "workdir": f"{tmp_path}/out",
+        "annotate.engine": "vllm",
+        "annotate.model": model,
+        "annotate.tensor_parallel_size": "64",
+    }
+    overrides = [f"--set={key}={value}" for key, value in changes.items()]
+    finished = llambert("run", str(folder / "run.yaml"), *overrides)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert "64" in finished.stderr and "tensor_parallel_size" in finished.stderr
+    assert "Traceback" not in finished.stderr
+    assert not (tmp_path / "out" / "corpus").exists()  # said before any stage began
+
+
+def test_from_repeats_a_stage_and_no_secret_of_the_environment_is_kept(done):
+    folder, _ = done
+    secret = {"AWS_SECRET_ACCESS_KEY": "correct-horse-battery"}
+    config = str(folder / "run.yaml")
+    before = _versions(folder)
+    finished = llambert("run", config, "--from", "report", env=os.environ | secret)
+    assert finished.returncode == 0, finished.stderr
+    assert "All done" in finished.stdout
+    changed = {path for path, version in _versions(folder).items() if before.get(path) != version}
+    assert {Path(path).parent.name for path in changed} == {"report", "out"}
+    for path in (folder / "out").rglob("*"):
+        if path.is_file():
+            assert b"correct-horse-battery" not in path.read_bytes()
+
+
+def test_from_after_until(done):
+    folder, _ = done
+    wrong = llambert("run", str(folder / "run.yaml"), "--from", "label", "--until", "sample")
+    assert wrong.returncode == 2
+    assert "--from label comes after --until sample" in wrong.stderr

@@ -1,0 +1,318 @@
+"""Stored answers become annotations, without Ray and without an engine; and the configuration."""
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pydantic import ValidationError
+
+from llambert import schema
+from llambert.annotate import (
+    AnnotateConfig,
+    _collect,
+    _devices,
+    annotate,
+    annotator_id,
+    check,
+    check_answered,
+    required_resources,
+)
+from llambert.errors import StageError, UserError
+from llambert.progress import Progress
+from llambert.storage import Folder, text_hash
+from llambert.task import TaskConfig
+
+TASK = TaskConfig(labels={"positive": ["pos"], "negative": []}, prompt="Which? {text}")
+VLLM = AnnotateConfig(model="org/chat", max_failed_share=0.25)
+
+
+def answers(*rows) -> pa.Table:
+    """(id, text, response) as stored responses; a null response is a failed request."""
+    return pa.Table.from_pylist(
+        [
+            {
+                "id": key,
+                "text_hash": text_hash(text),
+                "response": response,
+                "error": None if response is not None else "HTTP 500",
+                "prompt_tokens": 7,
+                "output_tokens": 2,
+                "truncated": key == "b",
+                "first_token": [
+                    {"token": "pos", "probability": 0.6},
+                    {"token": " Pos", "probability": 0.3},
+                    {"token": "neg", "probability": 0.1},
+                ]
+                if key == "a"
+                else None,
+            }
+            for key, text, response in rows
+        ],
+        schema=schema.RESPONSE,
+    )
+
+
+def records(*rows) -> pa.Table:
+    return pa.Table.from_pylist(
+        [{"id": key, "text": text} for key, text in rows], schema=schema.SAMPLE
+    )
+
+
+def parse_again(folder, wanted, config=VLLM, task=TASK):
+    with Progress("annotate", quiet=True) as progress:
+        outcome = annotate(config, task, wanted, folder, progress, may_ask=False)
+    return outcome, folder.read_table("annotations.parquet")
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    folder = Folder(str(tmp_path / "annotator"))
+    (folder / "responses").write_table(
+        "round-0001.parquet",
+        answers(
+            ("a", "great", "Positive."),
+            ("b", "dull", "It is negative"),
+            ("c", "odd", None),
+            ("d", "changed", "positive"),
+            ("e", "mixed", "both positive and negative"),
+        ),
+    )
+    return folder
+
+
+def test_answers_are_parsed_and_counts_add_up(folder):
+    wanted = records(("e", "mixed"), ("a", "great"), ("b", "dull"), ("c", "odd"))
+    outcome, table = parse_again(folder, wanted)
+    assert table.schema.equals(schema.ANNOTATION)
+    assert table["id"].to_pylist() == ["e", "a", "b", "c"]
+    assert table["label"].to_pylist() == [None, "positive", None, None]
+    assert table["reject_reason"].to_pylist() == [
+        "several_labels",
+        None,
+        "extra_text",
+        "request_failed",
+    ]
+    assert outcome.counts == {
+        "in": 4,
+        "out": 1,
+        "dropped": {"several_labels": 1, "extra_text": 1, "request_failed": 1},
+    }
+    assert outcome.details["asked"] == 0
+    assert outcome.details["reused"] == 4
+    assert outcome.details["truncated"] == 1
+    assert (outcome.details["failed"], outcome.details["errors"]) == (1, {"HTTP 500": 1})
+    assert outcome.details["warnings"] == [
+        "1 requests failed; `llambert run CONFIG --from annotate` asks again"
+    ]
+
+
+def test_details_tell_what_the_annotations_cost_and_what_was_ever_paid(folder):
+    details = parse_again(folder, records(("e", "mixed"), ("a", "great")))[0].details
+    assert (details["prompt_tokens"], details["output_tokens"]) == (14, 4)
+    assert (details["paid_prompt_tokens"], details["paid_output_tokens"]) == (35, 10)
+    assert details["paid_responses"] == 4
+
+
+@pytest.mark.parametrize(("share", "rows"), [(0.2, "abec"), (1.0, "c")])
+def test_too_many_failures_finish_nothing(folder, share, rows):
+    texts = {"a": "great", "b": "dull", "c": "odd", "e": "mixed"}
+    wanted = records(*[(key, texts[key]) for key in rows])
+    config = VLLM.model_copy(update={"max_failed_share": share})
+    with pytest.raises(StageError, match=rf"1 of {len(rows)} requests failed:\s+1 times: HTTP 500"):
+        parse_again(folder, wanted, config)
+    assert not folder.exists("annotations.parquet")
+
+
+def test_confidence_is_the_probability_of_the_parsed_label(folder):
+    _, table = parse_again(folder, records(("a", "great"), ("b", "dull")))
+    assert table["confidence"].to_pylist() == [pytest.approx(0.9), None]
+    assert table["probabilities"].to_pylist() == [pytest.approx([0.9, 0.1]), None]
+
+
+def test_another_parser_or_label_needs_no_engine(folder):
+    wanted = records(("b", "dull"), ("a", "great"))
+    config = VLLM.model_copy(update={"parse": "mention"})
+    assert parse_again(folder, wanted, config)[1]["label"].to_pylist() == ["negative", "positive"]
+    turned = TASK.model_copy(update={"labels": {"negative": [], "mixed": [], "positive": []}})
+    _, table = parse_again(folder, wanted, config, turned)
+    assert table["probabilities"].to_pylist()[1] == pytest.approx([0.1, 0.0, 0.9])
+    assert annotator_id(config, turned) == annotator_id(VLLM, TASK)
+
+
+def test_missing_answers_are_counted_and_not_asked_for(folder):
+    with pytest.raises(UserError, match=r"2 of 3 records have no stored response"):
+        parse_again(folder, records(("a", "great"), ("z", "new"), ("d", "text of before")))
+    with pytest.raises(UserError, match=r"1 of 1 records have no stored response"):
+        check_answered(records(("z", "new")), folder)
+    check_answered(records(("a", "great"), ("c", "odd")), folder)
+    assert folder.folders() == ["responses"] and not folder.files()
+
+
+def test_a_later_answer_replaces_a_failure_and_an_answer_stays(folder):
+    (folder / "responses").write_table(
+        "round-0002.parquet", answers(("c", "odd", "negative"), ("a", "great", None))
+    )
+    _, table = parse_again(folder, records(("a", "great"), ("c", "odd")))
+    assert table["label"].to_pylist() == ["positive", "negative"]
+
+
+def test_a_killed_round_keeps_its_whole_files(folder):
+    part = folder / "running" / "round-0002"
+    part.write_table("x_000000-0.parquet", answers(("f", "fine", "positive")))
+    part.write_table("x_000001-0.parquet", answers(("g", "lost", "positive")))
+    whole = part.read_bytes("x_000001-0.parquet")
+    part.write_bytes("x_000001-0.parquet", whole[: len(whole) // 2])
+    part.write_bytes("x_000002-0.parquet", b"")
+    with pytest.raises(UserError, match=r"1 of 2 records"):
+        parse_again(folder, records(("f", "fine"), ("g", "lost")))
+    _, table = parse_again(folder, records(("f", "fine")))
+    assert table["label"].to_pylist() == ["positive"]
+
+
+def test_what_a_killed_drivers_workers_write_late_is_added(folder):
+    late = answers(("a", "great", "negative"), ("h", "late", "positive"))
+    (folder / "running" / "round-0001").write_table("x_000009-0.parquet", late)
+    _collect(folder)
+    assert folder.folders() == ["responses", "running"]
+    assert not (folder / "running").folders()
+    wanted = records(("a", "great"), ("h", "late"), ("e", "mixed"))
+    _, table = parse_again(folder, wanted)
+    assert table["label"].to_pylist() == ["positive", "positive", None]
+    assert (folder / "responses").row_count() == 6
+
+
+def test_an_id_for_two_records_is_refused(folder):
+    with pytest.raises(UserError, match="'a' stands for more than one record"):
+        parse_again(folder, records(("a", "great"), ("a", "other")))
+
+
+@pytest.mark.parametrize(
+    ("update", "same"),
+    [
+        ({"parse": "mention"}, True),
+        ({"tensor_parallel_size": 4, "replicas": (2, 8), "batch_size": 64}, True),
+        ({"engine_kwargs": {"gpu_memory_utilization": 0.8}, "gold_records": 7}, True),
+        ({"engine_kwargs": {"quantization": "fp8"}}, False),
+        ({"model": "org/other"}, False),
+        ({"openai": {"first_token": False, "timeout_s": 5}, "max_failed_share": 0.5}, True),
+        ({"temperature": 1.0}, False),
+        ({"seed": 1}, False),
+        ({"max_tokens": 11}, False),
+        ({"structured": True}, False),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, False),
+    ],
+)
+def test_annotator_id_goes_by_what_determines_answers(update, same):
+    assert (annotator_id(VLLM.model_copy(update=update), TASK) == annotator_id(VLLM, TASK)) is same
+
+
+@pytest.mark.parametrize(
+    ("update", "same"),
+    [
+        ({"labels": {"positive": ["good"], "negative": []}}, True),
+        ({"prompt": "Which, please? {text}"}, False),
+        ({"system": "One word."}, False),
+    ],
+)
+def test_annotator_id_goes_by_the_prompt(update, same):
+    assert (annotator_id(VLLM, TASK.model_copy(update=update)) == annotator_id(VLLM, TASK)) is same
+
+
+def test_annotator_id_of_a_constrained_answer_goes_by_the_labels():
+    config = VLLM.model_copy(update={"structured": True})
+    other = TASK.model_copy(update={"labels": {"positive": [], "mixed": []}})
+    assert annotator_id(config, TASK) != annotator_id(config, other)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({}, "engine vllm needs annotate.model"),
+        ({"engine": "recorded"}, "annotate.recorded.path"),
+        ({"engine": "openai", "model": "m", "structured": True}, "parse: json"),
+        ({"model": "m", "replicas": [3, 2]}, "no range"),
+        ({"model": "m", "max_model_len": 10}, "leaves no room"),
+        ({"model": "m", "engine_kwargs": {"max_model_len": 9}}, "annotate.max_model_len instead"),
+        ({"model": "m", "max_tokens": 0}, "greater than or equal to 1"),
+        ({"model": "m", "top_q": 0}, "Extra inputs"),
+        ({"model": "m", "openai": {"api_key_env": "sk-a1"}}, "not the name of an environment"),
+    ],
+)
+def test_a_wrong_configuration_is_refused(fields, said):
+    with pytest.raises(ValidationError, match=said):
+        AnnotateConfig(**fields)
+
+
+def test_check_of_each_engine(tmp_path, monkeypatch):
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    openai = AnnotateConfig(engine="openai", model="m", openai={"api_key_env": "SOME_KEY"})
+    with pytest.raises(UserError, match="SOME_KEY is not set"):
+        check(openai, TASK)
+    monkeypatch.setenv("SOME_KEY", "sk-1")
+    check(openai, TASK)
+    with pytest.raises(UserError, match="no folder"):
+        check(AnnotateConfig(model="/no/such/model"), TASK)
+    path = tmp_path / "answers.parquet"
+    pq.write_table(pa.table({"id": [1], "reply": ["yes"]}), path)
+    recorded = AnnotateConfig(engine="recorded", recorded={"path": str(path)})
+    with pytest.raises(UserError, match="no column 'response'"):
+        check(recorded, TASK)
+    check(
+        AnnotateConfig(engine="recorded", recorded={"path": str(path), "response": "reply"}), TASK
+    )
+
+
+def test_required_resources():
+    config = AnnotateConfig(
+        model="m", tensor_parallel_size=4, pipeline_parallel_size=2, replicas=(2, 5)
+    )
+    assert required_resources(config, {"CPU": 8.0}) == {"CPU": 16.0}
+    assert required_resources(config, {"CPU": 8.0, "GPU": 1.0}) == {"GPU": 16.0}
+    on_cpu = config.model_copy(update={"device": "cpu"})
+    assert required_resources(on_cpu, {"CPU": 8.0, "GPU": 1.0}) == {"CPU": 16.0}
+
+
+def test_device_seconds_are_those_of_the_most_replicas(monkeypatch):
+    monkeypatch.setattr("llambert.annotate.resources", lambda: {"GPU": 16.0})
+    config = AnnotateConfig(model="m", tensor_parallel_size=4, replicas=(1, 3))
+    assert _devices(config, 10.0) == {
+        "device": "gpu",
+        "devices_per_replica": 4,
+        "replicas": (1, 3),
+        "device_seconds": 120.0,
+    }
+
+
+def test_a_vllm_block_of_answers_and_failures_becomes_responses():
+    from llambert.engines.vllm import _responses
+
+    class Count:
+        records = 0
+
+        def add(self, records: int) -> None:
+            self.records += records
+
+    rows = [
+        {
+            "id": "1",
+            "text_hash": 5,
+            "truncated": True,
+            "generated_text": "yes",
+            "num_input_tokens": 9,
+            "num_generated_tokens": 1,
+            "first_token": [{"token": "yes", "probability": 0.5}],
+            "__inference_error__": "",
+        },
+        {"id": "2", "text_hash": 6, "truncated": False, "__inference_error__": "ValueError: x"},
+    ]
+    count = Count()
+    first, second = _responses(pa.Table.from_pylist(rows), count).to_pylist()
+    assert (first["response"], first["error"], first["prompt_tokens"]) == ("yes", None, 9)
+    assert (second["response"], second["error"], second["truncated"]) == (
+        None,
+        "ValueError: x",
+        False,
+    )
+    assert count.records == 2
+    only_failed = _responses(pa.Table.from_pylist(rows[1:]), count)
+    assert only_failed["error"].to_pylist() == ["ValueError: x"]
+    assert only_failed.schema.equals(schema.RESPONSE)

@@ -1,0 +1,69 @@
+"""The command line: quick, quiet imports, and messages instead of tracebacks."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+from llambert import cli
+
+HEAVY = ("torch", "vllm", "transformers", "ray", "deepspeed", "sklearn", "pandas")
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import llambert",
+        "from llambert.cli import cli; cli(['--help'], standalone_mode=False)",
+        "import llambert.pipeline",
+    ],
+)
+def test_heavy_packages_are_loaded_only_when_used(code):
+    script = f"{code}\nimport sys\nprint([m for m in {HEAVY} if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+
+
+def test_help_is_quick():
+    seconds = []
+    for _ in range(5):
+        started = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "llambert", "--help"], capture_output=True, text=True
+        )
+        seconds.append(time.monotonic() - started)
+        assert done.returncode == 0 and "llambert" in done.stdout
+    assert min(seconds) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("address", "says"),
+    [
+        ("http://head:8265", "ray job submit --address http://head:8265"),
+        ("https://head", "ray job submit --address https://head"),
+        ("ray://head:10001", "Ray Client is not supported"),
+        ("gcs://head:6379", "give host:port"),
+        ("nonsense", "cannot join .*nonsense"),
+        ("127.0.0.1:port", "cannot join .*127.0.0.1:port"),
+    ],
+)
+def test_a_ray_address_that_is_none(monkeypatch, address, says):
+    from llambert.cluster import connection
+    from llambert.errors import UserError
+
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UserError, match=says), connection():
+        pass
+
+
+def test_an_error_of_ours_is_found_behind_rays():
+    from llambert.errors import UserError
+
+    inner = UserError("the value", "the remedy")
+    outer = RuntimeError("a task failed")
+    outer.__cause__ = inner
+    assert cli._known(outer) is inner
+    assert cli._known(RuntimeError("other")) is None

@@ -1,0 +1,289 @@
+"""Run files: what they mean, and what a wrong one says."""
+
+import pytest
+
+from llambert.config import RunConfig, dump, load
+from llambert.errors import UserError
+
+RUN = """
+name: films
+workdir: out
+task:
+  labels: {negative: [], positive: [good]}
+  prompt: "Is {text} good?"
+corpus: {path: films.jsonl}
+sample: {size: 10}
+annotate: {engine: recorded, recorded: {path: answers.jsonl}}
+train: {model: org/encoder}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_run(text: str = RUN) -> str:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+        return str(path)
+
+    return write_run
+
+
+def test_relative_paths_are_relative_to_the_file(write, tmp_path):
+    config = load(write())
+    assert config.workdir == str(tmp_path / "out")
+    assert config.corpus.path == str(tmp_path / "films.jsonl")
+    assert config.annotate.recorded.path == str(tmp_path / "answers.jsonl")
+    assert config.train.model == "org/encoder"
+
+
+def test_a_local_folder_is_a_model_name(write, tmp_path):
+    (tmp_path / "org" / "encoder").mkdir(parents=True)
+    assert load(write()).train.model == str(tmp_path / "org" / "encoder")
+
+
+def test_uris_stay_as_they_are(write):
+    config = load(write(RUN.replace("workdir: out", "workdir: s3://bucket/run/")))
+    assert config.workdir == "s3://bucket/run"
+
+
+@pytest.mark.parametrize(
+    "word", ["yes", "no", "on", "off", "1", "0", "01", "1_0", "1.50", "true", "null", "3e5"]
+)
+def test_labels_are_the_words_written(write, word):
+    text = RUN.replace("{negative: [], positive: [good]}", f"{{{word}: [], other: [{word}x]}}")
+    assert load(write(text)).task.labels == {word: [], "other": [f"{word}x"]}
+
+
+def test_aliases_and_examples_are_words_too(write):
+    text = RUN.replace("positive: [good]", "positive: [yes, 1, on]").replace(
+        '  prompt: "Is', '  examples: [{text: 12, label: yes}]\n  prompt: "Is'
+    )
+    task = load(write(text)).task
+    assert task.labels["positive"] == ["yes", "1", "on"]
+    assert (task.examples[0].text, task.examples[0].label) == ("12", "yes")
+
+
+def test_a_bare_label_has_no_aliases(write):
+    text = RUN.replace("  labels: {negative: [], positive: [good]}", "  labels:\n    yes:\n    no:")
+    assert load(write(text)).task.labels == {"yes": [], "no": []}
+
+
+def test_a_bare_label_in_an_override_has_no_aliases(write):
+    for override in ("task.labels={good: , bad: [null]}", "task={labels: {good: , bad: [null]}}"):
+        overrides = [override, "task.prompt='{text}?'"]
+        assert load(write(), overrides).task.labels == {"good": [], "bad": ["null"]}
+
+
+@pytest.mark.parametrize("task", ["hello", "[a, b]", "{labels: [a, b], prompt: '{text}'}", "''"])
+def test_a_task_that_is_no_section(write, task):
+    head, _, tail = RUN.partition("task:")
+    text = f"{head}task: {task}\ncorpus:{tail.partition('corpus:')[2]}"
+    with pytest.raises(UserError, match="task"):
+        load(write(text))
+
+
+def test_merge_keys(write):
+    text = RUN.replace("{path: films.jsonl}", "&films\n  path: films.jsonl\n  id: key").replace(
+        "{path: answers.jsonl}", "{<<: [{response: said}, {response: x}, *films], path: a.jsonl}"
+    )
+    config = load(write(text), ["annotate.recorded.id=number"])
+    recorded = config.annotate.recorded
+    assert recorded.path.endswith("/a.jsonl") and config.corpus.path.endswith("/films.jsonl")
+    assert (recorded.id, recorded.response, config.corpus.id) == ("number", "said", "key")
+
+
+def test_merge_keys_in_the_task(write):
+    text = RUN.replace("{negative: [], positive: [good]}", "{<<: {yes: [on], no: }, no: [off]}")
+    assert load(write(text)).task.labels == {"yes": ["on"], "no": ["off"]}
+    with pytest.raises(UserError, match="merges no section"):
+        load(write(RUN.replace("{negative: []", "{<<: word, negative: []")))
+
+
+def test_an_override_changes_one_of_two_that_share_an_alias(write):
+    shared = "chat_template_kwargs: &a {x: {y: 1}}, engine_kwargs: *a"
+    config = load(
+        write(RUN.replace("annotate: {", f"annotate: {{{shared}, ")),
+        ["annotate.engine_kwargs.x.y=2"],
+    )
+    assert config.annotate.engine_kwargs == {"x": {"y": 2}}
+    assert config.annotate.chat_template_kwargs == {"x": {"y": 1}}
+
+
+def test_an_alias_inside_its_own_anchor(write):
+    with pytest.raises(UserError, match="not YAML"):
+        load(write(RUN.replace("{negative: []", "&a {<<: *a, negative: []")))
+
+
+def test_overrides(write):
+    config = load(
+        write(), ["sample.size=7", "train.seeds=[1, 2]", "task.system=no", "label.dtype=float32"]
+    )
+    assert config.sample.size == 7
+    assert config.train.seeds == [1, 2]
+    assert config.task.system == "no"
+    assert config.label.dtype == "float32"
+
+
+def test_variables_expand(write, monkeypatch):
+    monkeypatch.setenv("FILMS", "/data/films.jsonl")
+    text = RUN.replace("films.jsonl", "'${FILMS}'").replace("Is {text}", "Is $${text} {text}")
+    config = load(write(text))
+    assert config.corpus.path == "/data/films.jsonl"
+    assert config.task.prompt == "Is ${text} {text} good?"
+
+
+def test_the_resolved_file_loads_back(write, tmp_path):
+    config = load(write())
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(str(tmp_path / "again.yaml")) == config
+
+
+def test_a_text_that_reads_as_a_variable_is_dumped_as_itself(write, tmp_path):
+    prompt = "Is $${HOME} $$${HOME} $5 ${} {text}?"
+    config = load(write(RUN.replace("Is {text} good?", prompt)))
+    assert config.task.prompt == "Is ${HOME} $${HOME} $5 ${} {text}?"
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(str(tmp_path / "again.yaml")) == config
+
+
+@pytest.mark.parametrize("name", ["MAX_TOKENS", "TOKENIZER", "KEYS", "MONKEY", "PRIMARY_KEY"])
+def test_a_variable_that_is_no_secret(write, monkeypatch, name):
+    monkeypatch.setenv(name, "/data/films.jsonl")
+    assert load(write(RUN.replace("films.jsonl", f"'${{{name}}}'"))).corpus.path.startswith("/data")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_TOKEN",
+        "TOKEN",
+        "db_password",
+        "AWS_SECRET_ACCESS_KEY",
+        "AWS_ACCESS_KEY_ID",
+        "OPENAI_API_KEY",
+        "APIKEY",
+        "SSH_PRIVATE_KEY",
+        "MY_CREDENTIALS",
+        "PASSWD",
+        "CLIENT_SECRET",
+    ],
+)
+def test_a_variable_that_is_a_secret(write, monkeypatch, name):
+    monkeypatch.setenv(name, "hidden-value")
+    with pytest.raises(UserError, match="looks like a secret") as caught:
+        load(write(RUN.replace("films.jsonl", f"'${{{name}}}'")))
+    assert "hidden-value" not in str(caught.value)
+
+
+def test_a_key_in_place_of_its_name_is_not_printed(write):
+    for override in (
+        "annotate.openai.api_key_env=sk-abc123",
+        "annotate.openai.api_key_env=[sk-abc123]",
+    ):
+        with pytest.raises(UserError, match=r"annotate\.openai\.api_key_env") as caught:
+            load(write(), [override])
+        assert "abc123" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("corpus", "workdir", "apart"),
+    [
+        ("data", "data/out", False),
+        ("data", "data", False),
+        ("out/films.jsonl", "out", False),
+        ("data/*", "data/out", False),
+        ("data/*.csv", "data/out", True),
+        ("data/**/*.csv", "data/a/out", False),
+        ("data/*/*.csv", "data/out", False),
+        ("data/2024-*/", "data/out", True),
+        ("data", "data-out", True),
+        ("data", "link/out", False),
+        ("s3://bucket/data/", "s3://bucket/data/out", False),
+        ("s3://bucket/data", "s3://bucket/data-out", True),
+        ("s3://bucket", "s3://bucket/out", False),
+        ("s3://bucket/data", "data", True),
+    ],
+)
+def test_the_corpus_and_the_workdir_do_not_hold_one_another(
+    write, tmp_path, corpus, workdir, apart
+):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    text = RUN.replace("films.jsonl", f"[other, '{corpus}']").replace("dir: out", f"dir: {workdir}")
+    if apart:
+        load(write(text))
+        return
+    with pytest.raises(UserError, match="one in the other") as caught:
+        load(write(text))
+    assert corpus.rstrip("/") in str(caught.value) and workdir in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("label.workers=[0, 2]", "no range"),
+        ("label.workers=[3, 2]", "no range"),
+        ("label.batch_tokens=0", "greater than or equal to 1"),
+    ],
+)
+def test_wrong_settings_of_the_labelling(write, override, says):
+    with pytest.raises(UserError, match=says):
+        load(write(), [override])
+    right = load(write(), ["label.workers=[1, 2]", "label.batch_tokens=1"]).label
+    assert (right.workers, right.batch_tokens) == ((1, 2), 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (("size: 10", "sizes: 10"), ["sample.sizes", "did you mean 'size'", "sample.size"]),
+        (("size: 10", "size: 0"), ["sample.size", "greater than 0", "0"]),
+        (("size: 10", "size: ten"), ["sample.size", "'ten'"]),
+        (("name: films", "name: a/b"), ["name", "'a/b'"]),
+        (("Is {text} good?", "Is it good?"), ["task.prompt", "{text}"]),
+        (
+            ("{negative: [], positive: [good]}", "{positive: [], positive: []}"),
+            ["positive", "twice"],
+        ),
+        (("{negative: [], positive: [good]}", "{Yes: [], yes!: []}"), ["names two labels"]),
+        (("{negative: [], positive: [good]}", "{yes: []}"), ["at least two"]),
+        (("{negative: [], positive: [good]}", "{good: [], bad: [good]}"), ["names two labels"]),
+        (("films.jsonl", "'${NOT_SET_ANYWHERE}'"), ["corpus.path", "NOT_SET_ANYWHERE", "not set"]),
+        (("films.jsonl", "'${MY_SECRET_KEY}'"), ["looks like a secret"]),
+        (("model: org/encoder", "model: org/encoder, variants: [combined]"), ["gold.train"]),
+        (("sample: {size: 10}", "sample: {size: 10}\nsample: {size: 2}"), ["'sample'", "twice"]),
+        (("sample: {size: 10}", "sample: [10"), ["not YAML"]),
+        (("sample: {size: 10}\n", ""), ["sample", "required"]),
+    ],
+)
+def test_a_wrong_file_names_field_value_and_remedy(write, change, says):
+    assert change[0] in RUN
+    with pytest.raises(UserError) as caught:
+        load(write(RUN.replace(*change)))
+    for words in says:
+        assert words in str(caught.value)
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("override", ["size", "sample.size.x=1", "=1", "sample.size=[1"])
+def test_a_wrong_override(write, override):
+    with pytest.raises(UserError):
+        load(write(), [override])
+
+
+def test_no_such_file():
+    with pytest.raises(UserError, match="no such file"):
+        load("nowhere.yaml")
+
+
+def test_every_field_is_documented():
+    """`llambert schema` is what an editor shows; a field without a line there is unfinished."""
+    schema = RunConfig.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    bare = [
+        f"{section['title']}.{name}"
+        for section in sections
+        for name, field in section.get("properties", {}).items()
+        if not field.get("description")
+    ]
+    assert bare == []

@@ -1,0 +1,114 @@
+"""The progress line, by a clock of the test's own, and as plain lines in a log."""
+
+import threading
+
+import pytest
+
+from llambert import progress as module
+from llambert.progress import Progress, duration
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Sets the time; seconds."""
+    now = [1000.0]
+    monkeypatch.setattr(module.time, "monotonic", lambda: now[0])
+    return lambda seconds: now.__setitem__(0, 1000.0 + seconds)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        (0.9, "0 s"),
+        (59.9, "59 s"),
+        (60, "1 min 00 s"),
+        (200, "3 min 20 s"),
+        (3600, "1 h 00 min"),
+        (7500, "2 h 05 min"),
+        (360_000, "100 h 00 min"),
+    ],
+)
+def test_duration(seconds, said):
+    assert duration(seconds) == said
+
+
+def test_a_line_says_how_far_how_fast_and_how_long(clock):
+    progress = Progress("label", quiet=True)
+    assert progress.line().split("  ")[-2:] == ["starting", "[0 s]"]
+    progress.begin(2000, "labelling")
+    assert "0/2,000 records (0%)  [0 s]" in progress.line()
+    clock(30)  # start-up, and then a first report
+    progress.advance(400)
+    assert progress.line().endswith("400/2,000 records (20%)  [30 s]")
+    clock(40)
+    progress.advance(600)
+    line = progress.line()
+    assert line.startswith("label ")
+    assert line.endswith("1,000/2,000 records (50%)  60.0/s  16 s left  [40 s]")
+    clock(50)
+    progress.advance(1000)
+    assert progress.line().endswith("2,000/2,000 records (100%)  80.0/s  [50 s]")
+
+
+def test_what_an_earlier_run_did_is_done_and_no_speed(clock):
+    progress = Progress("label", quiet=True)
+    progress.begin(1000, "labelling", done=900)
+    for seconds in (0, 60):
+        clock(seconds)
+        assert f"900/1,000 records (90%)  [{duration(seconds)}]" in progress.line()
+    progress.advance(10)
+    progress.line()
+    clock(70)
+    progress.advance(10)
+    assert "920/1,000 records (92%)  1.0/s  1 min 20 s left" in progress.line()
+    progress.begin(10, "again")
+    assert "0/10 records (0%)  [" in progress.line()
+
+
+def test_without_a_total_the_count_stands_alone(clock):
+    progress = Progress("corpus", quiet=True)
+    progress.begin(None, "reading", unit="files")
+    progress.advance(1200)
+    assert progress.line().endswith("reading  1,200 files  [0 s]")
+
+
+class Broken:
+    def read(self):
+        raise ConnectionError("the cluster went away")
+
+
+def test_a_counter_that_went_away_ends_no_run(clock):
+    progress = Progress("label", quiet=True)
+    progress.begin(10, "labelling")
+    progress._remote = Broken()
+    assert progress._safe_line() == "label  labelling  (no count: ConnectionError)"
+
+
+def test_a_log_gets_whole_plain_lines(capfd, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
+    monkeypatch.setattr(module, "_LOG_S", 0.01)
+    written = threading.Event()
+    line = Progress.line
+    lines = iter(range(100_000))
+
+    def noted(self):
+        if next(lines) >= 2:  # the lines before have been written
+            written.set()
+        return line(self)
+
+    monkeypatch.setattr(Progress, "line", noted)
+    with Progress("corpus") as progress:
+        progress.begin(3, "reading")
+        progress.advance(2)
+        assert written.wait(10)
+    lines = [each.strip() for each in capfd.readouterr().err.splitlines()]
+    assert lines[-1].startswith("corpus     reading  2/3 records (67%)")
+    assert not any("\x1b" in each or "\r" in each for each in lines)
+
+
+def test_quiet_says_nothing(capfd, monkeypatch):
+    monkeypatch.setattr(module, "_LOG_S", 0.01)
+    with Progress("corpus", quiet=True) as progress:
+        progress.begin(3, "reading")
+        assert not progress._thread.is_alive()
+    assert capfd.readouterr().err == ""
