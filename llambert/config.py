@@ -18,12 +18,13 @@ from llambert.label import LabelConfig
 from llambert.records import CorpusConfig
 from llambert.sample import SampleConfig
 from llambert.section import Location, Section
-from llambert.storage import is_remote
+from llambert.storage import ARTEFACTS, is_remote
 from llambert.task import TaskConfig
 from llambert.train import TrainConfig
 
 Variant = Literal["baseline", "llambert", "combined"]
 
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 _SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are no secrets
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
@@ -37,7 +38,7 @@ class RunConfig(Section):
 
     name: str = Field(
         description="Name of the run; letters, digits, '-', '_' and '.'.",
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$",
+        json_schema_extra={"pattern": _NAME},
     )
     workdir: Location = Field(description="Where all artefacts go: a path, s3://… or gs://….")
     task: TaskConfig = Field(description="Labels and prompt.")
@@ -51,6 +52,15 @@ class RunConfig(Section):
     )
     label: LabelConfig = Field(LabelConfig(), description="How the corpus is labelled.")
 
+    @field_validator("name")
+    @classmethod
+    def _plain(cls, name: str) -> str:
+        if not re.fullmatch(_NAME, name):
+            raise ValueError(
+                "a name has letters, digits, '-', '_' and '.', and begins with a letter or digit"
+            )
+        return name
+
     @field_validator("workdir")
     @classmethod
     def _no_trailing_slash(cls, workdir: str) -> str:
@@ -61,8 +71,9 @@ class RunConfig(Section):
         for path in self.corpus.paths:
             if _overlap(path, self.workdir):
                 raise ValueError(
-                    f"corpus.path {path!r} and workdir {self.workdir!r} lie one in the other: the "
-                    "next run would read this one's labels; put the workdir elsewhere"
+                    f"corpus.path {path!r} may take in what runs write to the workdir "
+                    f"{self.workdir!r}: the next run would read this one's labels; put the "
+                    "workdir elsewhere"
                 )
         return self
 
@@ -111,9 +122,10 @@ def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:
     try:
         return RunConfig.model_validate(expanded, context={"base": base})
     except ValidationError as error:
+        by_name = any(each["type"] in ("extra_forbidden", "missing") for each in error.errors())
         raise UserError(
             f"{path} is not a valid run file:\n" + "\n".join(_explain(error)),
-            "`llambert schema` prints every field",
+            "`llambert schema` prints every field" if by_name else "correct what is named above",
         ) from None
 
 
@@ -232,8 +244,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override!r} has no value", "write '' for an empty text")
         in_task = [*parents, last][0] == "task"
         place[last] = _words(node) if in_task else yaml.load(text, Loader=_Loader)
-    except (yaml.YAMLError, RecursionError) as error:
-        raise UserError(f"--set {override!r}: {error}", "quote the value as YAML does") from None
+    except (yaml.YAMLError, RecursionError):
+        raise UserError(
+            f"the value of --set {override!r} is not YAML",
+            f"quote it once for YAML and once for the shell: --set '{key}=\"{text}\"'",
+        ) from None
 
 
 def _expand(value: Any, where: tuple[str, ...]) -> Any:
@@ -278,16 +293,19 @@ def _escape(value: Any) -> Any:
 
 
 def _overlap(path: str, workdir: str) -> bool:
-    """Whether what `path` (a file, folder or glob) stands for and `workdir` hold one another.
+    """Whether what `path` (a file, folder or glob) stands for may hold a run's artefacts.
 
-    Compared part by part as far as both go; a `**` may stand for anything that follows.
+    Compared part by part as far as both go; a `**` may stand for anything that follows. Below the
+    workdir a corpus may lie in a folder that no stage writes.
     """
-    for part, own in zip(_parts(path), _parts(workdir), strict=False):
+    parts, own_parts = _parts(path), _parts(workdir)
+    for part, own in zip(parts, own_parts, strict=False):
         if "**" in part:
             return True
         if part != own and not fnmatchcase(own, part):
             return False
-    return True
+    below = parts[len(own_parts) :]
+    return not below or any(fnmatchcase(name, below[0]) for name in ARTEFACTS)
 
 
 def _parts(uri: str) -> list[str]:
@@ -301,8 +319,11 @@ def _explain(error: ValidationError) -> list[str]:
     """One line for each wrong field: name, value, what is wrong, the nearest known name."""
     lines = []
     for each in error.errors():
-        field = ".".join(str(part) for part in each["loc"]) or "run"
+        field = ".".join(str(part) for part in each["loc"])
         message = each["msg"].removeprefix("Value error, ")
+        if each["type"] in ("dict_type", "model_type"):
+            example = "{good: [], bad: []}" if field == "task.labels" else "{name: value}"
+            message = f"is a section: write {example}, or its names indented below it"
         if each["type"] == "extra_forbidden":
             near = difflib.get_close_matches(str(each["loc"][-1]), _fields(each["loc"][:-1]), n=1)
             message = "no such field" + (f"; did you mean {near[0]!r}?" if near else "")
@@ -310,7 +331,7 @@ def _explain(error: ValidationError) -> list[str]:
             message = "is required"
         elif not (_UNSHOWN & set(each["loc"]) or isinstance(each["input"], Mapping | BaseModel)):
             message += f" (the value is {each['input']!r})"
-        lines.append(f"  {field}: {message}")
+        lines.append(f"  {field}: {message}" if field else f"  {message}")
     return lines
 
 

@@ -152,7 +152,8 @@ def open_corpus(config: CorpusConfig, extra: Iterable[str] = ()) -> Corpus:
     if missing:
         raise UserError(
             f"{source.uri!r} has no column {missing[0]!r}",
-            f"its columns are: {', '.join(schema.names)}",
+            f"its columns are: {', '.join(schema.names)}; `id`, `text` and, of gold, `label` say "
+            "which to read",
         )
     if format == "parquet":
         _check_types(config, source, schema)

@@ -64,6 +64,20 @@ class Step:
             return "done"
         return "stale" if self._found else "missing"
 
+    @property
+    def why(self) -> str:
+        """What a stale or missing step waits for, or what changed since; empty where done."""
+        if self.manifest:
+            return ""
+        waits = [name for name, made in self.inputs.items() if made is None]
+        if waits:
+            return f"waits for {', '.join(waits)}"
+        if not self._found:
+            return ""
+        before = self._found.inputs
+        changed = [name for name, made in self.inputs.items() if before.get(name) != made]
+        return f"changed: {', '.join(changed) or 'its settings or files'}"
+
 
 def run_step(step: Step, progress: Progress) -> Manifest:
     """Run `step` and finish its folder.

@@ -275,6 +275,12 @@ class Folder:
             self.fs.rm_file(self.path(MANIFEST))
 
 
+# The folders of a workdir.
+ARTEFACTS = frozenset(
+    ["corpus", "sample", "annotations", "models", "evaluation", "labels", "quarantine", "report"]
+)
+
+
 class Workdir(Folder):
     """The layout of a run's working directory; stages meet only here."""
 

@@ -195,7 +195,9 @@ def test_a_file_that_arrives_during_a_run_belongs_to_the_next_one(tmp_path):
     said, _ = running.communicate(timeout=120)
     assert running.returncode == 0, said
     assert "All done." in said
-    assert llambert("status", config).stdout.splitlines()[0].startswith("stale    corpus")
+    first, second, *_ = llambert("status", config).stdout.splitlines()
+    assert first.startswith("stale    corpus") and first.endswith("changed: its settings or files")
+    assert second.endswith("waits for corpus")
     again = llambert("run", config, "--until", "sample", "--set", "sample.size=10000")
     assert again.returncode == 0, again.stderr
     sample = pq.read_table(tmp_path / "out" / "sample" / "sample.parquet")

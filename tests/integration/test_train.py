@@ -1,5 +1,6 @@
 """Fine-tuning with the real Ray Train and DeepSpeed, killed on the way and compared."""
 
+import contextlib
 import json
 import os
 import signal
@@ -98,6 +99,16 @@ def wait_for_checkpoints(folder: Path, count: int, give_up_s: float = 120) -> No
     raise TimeoutError(f"no {count} checkpoints in {folder}")
 
 
+def train_workers() -> list[int]:
+    """Process ids of the training workers of this process's Ray."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # others come and go meanwhile
+            if "RayTrainWorker" in "".join(process.cmdline()[:1]):
+                found.append(process.pid)
+    return found
+
+
 @pytest.fixture(scope="module")
 def encoder(tmp_path_factory) -> str:
     return make_tiny_roberta(tmp_path_factory.mktemp("encoder"))
@@ -167,22 +178,22 @@ def test_driver_killed_and_run_again(by_one, encoder, tmp_path):
 
 def test_worker_killed_under_zero_3(ray_session, encoder, two_workers, tmp_path):
     """SIGKILL to one of two workers; Ray Train restarts both from the last checkpoint."""
-    undisturbed = fit(encoder, str(tmp_path / "quiet"), **two_workers).details
+    longer = two_workers | {"epochs": 8}  # so that the kill falls well before the end
+    undisturbed = fit(encoder, str(tmp_path / "quiet"), **longer).details
     assert undisturbed["deepspeed"]["zero_optimization"]["stage"] == 3
     assert min(right(str(tmp_path / "quiet")).values()) > 0.9
 
     killed = []
 
     def kill() -> None:
-        wait_for_checkpoints(tmp_path / "killed", 3)
-        processes = psutil.Process().children(recursive=True)
-        workers = [p for p in processes if p.cmdline() and "RayTrainWorker" in p.cmdline()[0]]
-        os.kill(workers[-1].pid, signal.SIGKILL)
-        killed.append(workers[-1].pid)
+        wait_for_checkpoints(tmp_path / "killed", 2)
+        last = train_workers()[-1]
+        os.kill(last, signal.SIGKILL)
+        killed.append(last)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    details = fit(encoder, str(tmp_path / "killed"), **two_workers).details
+    details = fit(encoder, str(tmp_path / "killed"), **longer).details
     killer.join()
     assert killed and details["resumed"] == 1
     same(undisturbed, details)

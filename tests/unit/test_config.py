@@ -190,11 +190,15 @@ def test_a_key_in_place_of_its_name_is_not_printed(write):
     [
         ("data", "data/out", False),
         ("data", "data", False),
-        ("out/films.jsonl", "out", False),
+        ("out/films.jsonl", "out", True),
+        ("out/input/*.jsonl", "out", True),
+        ("out/labels/a", "out", False),
+        ("out/*/*.jsonl", "out", False),
         ("data/*", "data/out", False),
         ("data/*.csv", "data/out", True),
         ("data/**/*.csv", "data/a/out", False),
-        ("data/*/*.csv", "data/out", False),
+        ("data/*/*.csv", "data/out", True),
+        ("data/*/*/*.parquet", "data/out", False),
         ("data/2024-*/", "data/out", True),
         ("data", "data-out", True),
         ("data", "link/out", False),
@@ -213,7 +217,7 @@ def test_the_corpus_and_the_workdir_do_not_hold_one_another(
     if apart:
         load(write(text))
         return
-    with pytest.raises(UserError, match="one in the other") as caught:
+    with pytest.raises(UserError, match="may take in") as caught:
         load(write(text))
     assert corpus.rstrip("/") in str(caught.value) and workdir in str(caught.value)
 
@@ -239,7 +243,8 @@ def test_wrong_settings_of_the_labelling(write, override, says):
         (("size: 10", "sizes: 10"), ["sample.sizes", "did you mean 'size'", "sample.size"]),
         (("size: 10", "size: 0"), ["sample.size", "greater than 0", "0"]),
         (("size: 10", "size: ten"), ["sample.size", "'ten'"]),
-        (("name: films", "name: a/b"), ["name", "'a/b'"]),
+        (("name: films", "name: a/b"), ["name", "letters, digits", "'a/b'"]),
+        (("{negative: [], positive: [good]}", "[a, b]"), ["task.labels", "{good: [], bad: []}"]),
         (("Is {text} good?", "Is it good?"), ["task.prompt", "{text}"]),
         (
             ("{negative: [], positive: [good]}", "{positive: [], positive: []}"),
@@ -263,6 +268,13 @@ def test_a_wrong_file_names_field_value_and_remedy(write, change, says):
     for words in says:
         assert words in str(caught.value)
     assert caught.value.remedy
+
+
+def test_an_override_that_wants_quotes_says_which(write):
+    with pytest.raises(UserError, match="quote it") as caught:
+        load(write(), ["corpus.path=*.txt"])
+    assert caught.value.remedy.endswith("""--set 'corpus.path="*.txt"'""")
+    assert load(write(), ['corpus.path="*.txt"']).corpus.paths[0].endswith("/*.txt")
 
 
 @pytest.mark.parametrize("override", ["size", "sample.size.x=1", "=1", "sample.size=[1"])
