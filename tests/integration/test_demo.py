@@ -1,0 +1,63 @@
+"""`llambert demo` as a newcomer types it, small: real vLLM, DeepSpeed, Ray and shipped models."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from llambert.demo.reviews import HOSTILE, review, write_corpus
+
+RECORDS = 400
+SEED = 1  # of the demo's corpus
+COMMAND = [sys.executable, "-m", "llambert", "demo", "--records", str(RECORDS), "--dir"]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("demo") / "here"
+    done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=550)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_its_figures_are_those_of_the_run(demo, tmp_path):
+    folder, said = demo
+    report = json.loads((folder / "report" / "report.json").read_text())
+    evaluation = report["evaluation"]
+    for key in ("llm", "baseline", "llambert", "combined"):
+        low, high = evaluation[key]["accuracy_interval"]
+        assert 0.5 < low < evaluation[key]["accuracy"] < high <= 1
+        assert f"{evaluation[key]['accuracy']:.1%}" in said
+    assert evaluation["llm"]["accuracy"] > 0.8
+    for stage in ("annotate", "label"):
+        assert f"{report[stage]['records_per_s']:,.1f}" in said
+    hostile = write_corpus(tmp_path / "again", RECORDS, SEED)
+    refused = {kind: hostile[kind] for kind, reason in HOSTILE.items() if reason}
+    assert report["corpus"]["counts"]["in"] == RECORDS
+    assert sum(report["corpus"]["counts"]["dropped"].values()) == sum(refused.values()) > 0
+    assert report["label"]["records"] == RECORDS - sum(refused.values())
+
+
+def test_its_labels_are_mostly_right(demo):
+    folder, _ = demo
+    report = json.loads((folder / "report" / "report.json").read_text())
+    labels = pq.read_table(report["label"]["folder"], columns=["id", "label"]).to_pylist()
+    right = sum(review(SEED, int(row["id"][2:])).label == row["label"] for row in labels)
+    assert right / len(labels) > 0.65  # of so few labels an encoder of this size learns little
+
+
+def test_the_second_time_nothing_is_left_to_do(demo):
+    folder, _ = demo
+    done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "Nothing to do" in done.stdout
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    done = subprocess.run([*COMMAND, str(tmp_path)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "not empty" in done.stderr and [p.name for p in tmp_path.iterdir()] == ["mine.txt"]
