@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
 import sys
 import threading
@@ -128,7 +129,13 @@ def schema() -> None:
 
 
 @cli.command()
-@click.option("--records", default=10_000, show_default=True, help="Size of the corpus.")
+@click.option(
+    "--records",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(min=200),
+    help="Size of the corpus.",
+)
 @click.option(
     "--dir",
     "folder",
@@ -142,14 +149,14 @@ def demo(records: int, folder: str) -> None:
 
     They are laid out in a folder together with an ordinary run file, which `llambert run` runs.
     """
-    from pathlib import Path
-
+    from llambert.config import load
     from llambert.demo.demo import lay_out, summary
 
-    config = str(lay_out(Path(folder), records))
-    click.echo(f"$ llambert run {config}")
+    click.echo(f"{records:,} reviews, two models and a run file go to {folder}/")
+    config = str(lay_out(folder, records))
+    click.echo(f"$ {shlex.join(['llambert', 'run', config])}")
     _run(config, (), None, None)
-    click.echo(summary(Path(folder)))
+    click.echo(summary(load(config).workdir))
 
 
 @cli.command()

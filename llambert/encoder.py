@@ -17,7 +17,8 @@ from llambert.progress import Counter
 from llambert.storage import Folder, fingerprint, is_remote, list_files
 
 _BATCH_ROWS = 512  # records sorted by length together; cut again by the token budget
-_CPU_SHARE = 0.75  # of a core for an actor; the rest reads and writes
+_BESIDE_CPUS = 1.5  # for reading, writing and Ray's checkpoint filter, which asks for a whole one
+_LEAST_CPU_SHARE = 0.25
 _CHARACTERS_PER_TOKEN = 10  # a first cut; text that comes out short of tokens is done whole
 
 
@@ -158,7 +159,11 @@ def label_rows(
     have = cluster.resources()
     gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
     least, most = workers or (1, max(gpus or cores, 1))
-    share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": _CPU_SHARE}
+    # An actor for each core, and room for all that runs beside them: what Ray is told is less than
+    # an actor takes.
+    part = max(1 - _BESIDE_CPUS / cores, _LEAST_CPU_SHARE)
+    share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": part}
+    here = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))  # without autoscaling
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
     return rows.map_batches(
@@ -173,7 +178,9 @@ def label_rows(
         },
         batch_size=_BATCH_ROWS,
         batch_format="pyarrow",
-        compute=ray.data.ActorPoolStrategy(min_size=least, max_size=most),
+        compute=ray.data.ActorPoolStrategy(
+            min_size=least, max_size=most, initial_size=min(max(here, least), most)
+        ),
         **share,
     )
 

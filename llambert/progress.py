@@ -135,7 +135,7 @@ class Progress:
         elif done:
             parts.append(f"{done:,} {self.unit}")
         if remote and not counted:
-            parts.append("workers are starting")
+            parts.append("nothing back yet")
         seen, since = self._first or (counted, now)
         if counted > seen and now - since > 1:
             rate = (counted - seen) / (now - since)

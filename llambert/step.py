@@ -75,7 +75,8 @@ class Step:
         if not self._found:
             return ""
         before = self._found.inputs
-        changed = [name for name, made in self.inputs.items() if before.get(name) != made]
+        names = before | self.inputs
+        changed = [name for name in names if before.get(name) != self.inputs.get(name)]
         return f"changed: {', '.join(changed) or 'its settings or files'}"
 
 

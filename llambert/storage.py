@@ -275,8 +275,7 @@ class Folder:
             self.fs.rm_file(self.path(MANIFEST))
 
 
-# The folders of a workdir.
-ARTEFACTS = frozenset(
+ARTEFACTS = frozenset(  # the folders of a Workdir
     ["corpus", "sample", "annotations", "models", "evaluation", "labels", "quarantine", "report"]
 )
 

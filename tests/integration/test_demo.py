@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pytest
 
 from llambert.demo.reviews import HOSTILE, review, write_corpus
 
-RECORDS = 400
+RECORDS = 1200
 SEED = 1  # of the demo's corpus
 COMMAND = [sys.executable, "-m", "llambert", "demo", "--records", str(RECORDS), "--dir"]
 
@@ -20,6 +21,7 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     folder = tmp_path_factory.mktemp("demo") / "here"
     done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=550)
     assert done.returncode == 0, done.stderr
+    assert "nothing back yet" in done.stderr  # while vLLM starts
     return folder, done.stdout
 
 
@@ -51,9 +53,11 @@ def test_its_labels_are_mostly_right(demo):
 
 def test_the_second_time_nothing_is_left_to_do(demo):
     folder, _ = demo
+    started = time.monotonic()
     done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "Nothing to do" in done.stdout
+    assert time.monotonic() - started < 20
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):

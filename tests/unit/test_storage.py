@@ -18,6 +18,7 @@ import pytest
 
 from llambert.errors import UserError
 from llambert.storage import (
+    ARTEFACTS,
     Folder,
     Manifest,
     Workdir,
@@ -326,3 +327,11 @@ def test_json_is_readable_by_people(folder: Folder) -> None:
     folder.write_json("a.json", {"text": "Grüße"})
     assert "Grüße" in folder.read_bytes("a.json").decode()
     assert json.loads(folder.read_bytes("a.json")) == {"text": "Grüße"}
+
+
+def test_every_folder_of_a_workdir_is_an_artefact():
+    """A corpus may lie beside them, never in one: `config._overlap` goes by these names."""
+    workdir = Workdir("/w")
+    folders = [workdir.annotations("a"), workdir.model("v", 1), workdir.labels("m")]
+    folders += [getattr(workdir, k) for k, v in vars(Workdir).items() if isinstance(v, property)]
+    assert {folder.uri.split("/")[2] for folder in folders} == ARTEFACTS

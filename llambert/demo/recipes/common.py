@@ -1,6 +1,6 @@
 """What both recipes share: the tokenizer, the optimiser's course, the picture of the losses."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from llambert.batching import length_grouped
 
 _CORES = 2  # what the published models were trained on
+_WEIGHT_DECAY = 0.01
+_WARMUP_SHARE = 0.06  # of the steps
 _SMOOTHED = 50  # steps whose losses make one point of the picture
 
 
@@ -91,20 +93,20 @@ def start(seed: int) -> np.random.Generator:
 def optimise(
     model: Any,
     lengths: NDArray[np.integer],
-    loss_of: Any,
+    loss_of: Callable[[NDArray[np.int64]], tuple[Any, tuple[float, float]]],
     rng: np.random.Generator,
     epochs: int,
     batch_size: int,
     learning_rate: float,
-    weight_decay: float = 0.01,
-    warmup: float = 0.06,
-) -> Iterator[list[float]]:
-    """Train with AdamW in bfloat16 products, linear warm-up and decay; yields each epoch's losses.
+) -> Iterator[NDArray[np.float64]]:
+    """Train with AdamW in bfloat16 products, with linear warm-up and decay.
 
     Args:
         lengths: tokens of each sequence, by which batches are grouped.
-        loss_of: from the row numbers of a batch to its loss.
-        warmup: the share of the steps in which the learning rate rises.
+        loss_of: from the row numbers of a batch to its loss, and its two parts.
+
+    Yields:
+        After each epoch, the parts of the loss by step: shape (steps, 2), in nats.
     """
     import torch
 
@@ -112,45 +114,43 @@ def optimise(
     groups: list[dict[str, Any]] = [{"params": []}, {"params": [], "weight_decay": 0.0}]
     for name, weight in model.named_parameters():
         groups[any(part in name.lower() for part in bare)]["params"].append(weight)
-    optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=weight_decay)
+    optimiser = torch.optim.AdamW(groups, lr=learning_rate, weight_decay=_WEIGHT_DECAY)
     steps = epochs * -(-len(lengths) // batch_size)
-    rise = max(int(steps * warmup), 1)
+    rise = max(int(steps * _WARMUP_SHARE), 1)
     course = torch.optim.lr_scheduler.LambdaLR(
         optimiser, lambda step: min((step + 1) / rise, max(steps - step, 0) / (steps - rise))
     )
     for _ in range(epochs):
-        losses = []
+        parts = []
         model.train()
         for rows in length_grouped(lengths, batch_size, rng):
             with torch.autocast("cpu", torch.bfloat16):
-                loss = loss_of(rows)
+                loss, told = loss_of(rows)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimiser.step()
             optimiser.zero_grad(set_to_none=True)
             course.step()
-            losses.append(float(loss.detach()))
-        yield losses
+            parts.append(told)
+        yield np.array(parts)
 
 
-def draw_losses(path: Path, curves: dict[str, list[float]], title: str) -> None:
-    """A small picture of each curve, in means over 50 steps."""
+def draw_losses(path: Path, names: tuple[str, str], parts: NDArray[np.float64]) -> None:
+    """A small picture of both parts of the loss, (steps, 2), in means over 50 steps."""
     import matplotlib
 
     matplotlib.use("agg")
     from matplotlib import pyplot
 
-    figure, panes = pyplot.subplots(1, len(curves), figsize=(3.2 * len(curves), 2.4), squeeze=False)
-    for pane, (name, losses) in zip(panes[0], curves.items(), strict=True):
-        parts = np.array_split(np.array(losses), max(len(losses) // _SMOOTHED, 1))
-        steps = np.cumsum([len(part) for part in parts])
-        means = [part.mean() for part in parts]
-        pane.plot(steps, means, linewidth=1)
+    figure, panes = pyplot.subplots(1, 2, figsize=(6.4, 2.4))
+    for pane, name, losses in zip(panes, names, parts.T, strict=True):
+        pieces = np.array_split(losses, max(len(losses) // _SMOOTHED, 1))
+        means = [piece.mean() for piece in pieces]
+        pane.plot(np.cumsum([len(piece) for piece in pieces]), means, linewidth=1)
         pane.set_ylim(0, 1.1 * sorted(means)[int(0.95 * len(means))])  # the fall at first is cut
         pane.set_title(name, fontsize=9)
         pane.set_xlabel("step", fontsize=8)
         pane.set_ylabel("loss, nats", fontsize=8)
         pane.tick_params(labelsize=7)
-    figure.suptitle(title, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=90)

@@ -29,11 +29,9 @@ VOCABULARY = 16_000
 WIDTH, LAYERS = 128, 2
 HEAD = 64  # a width of attention heads that vLLM has code for on every device
 EPOCHS, BATCH_SIZE, LEARNING_RATE = 2, 32, 1e-3
-HIDDEN_SHARE = 0.2  # of the prompt's tokens, so that no single word decides
-LANGUAGE_SHARE, LANGUAGE_WEIGHT = (
-    0.01,
-    0.3,
-)  # tokens of the prompt predicted too; their loss's weight
+HIDDEN_SHARE = 0.2  # of all tokens, so that no single word decides
+LANGUAGE_SHARE = 0.01  # of the prompt's tokens, predicted too
+LANGUAGE_WEIGHT = 0.3
 WINDOW = 512  # tokens of prompt and answer
 BUDGET = 8192  # tokens of a batch in evaluation
 ANSWER_TOKENS = 2  # the label and the end of the turn
@@ -121,18 +119,14 @@ class AnswerLoss:
     Args:
         prompts: token ids of each prompt.
         answers: token ids of each answer, two.
-
-    Attributes:
-        parts: both losses of every step, unweighted.
     """
 
     def __init__(
         self, model: Any, prompts: list[list[int]], answers: list[list[int]], pad_id: int
     ) -> None:
         self._model, self._prompts, self._answers, self._pad = model, prompts, answers, pad_id
-        self.parts: list[tuple[float, float]] = []
 
-    def __call__(self, rows: NDArray[np.int64]) -> Any:
+    def __call__(self, rows: NDArray[np.int64]) -> tuple[Any, tuple[float, float]]:
         import torch
         from torch.nn import functional
 
@@ -151,8 +145,8 @@ class AnswerLoss:
         every = torch.arange(len(rows))
         answer = self._next_token(hidden, ids, every, ends - 1)
         answer = answer + self._next_token(hidden, ids, every, ends)  # that the turn ends there
-        self.parts.append((float(answer.detach()), float(language.detach())))
-        return answer + LANGUAGE_WEIGHT * language
+        parts = float(answer.detach()), float(language.detach())
+        return answer + LANGUAGE_WEIGHT * language, parts
 
     def _next_token(self, hidden: Any, ids: Any, row: Any, column: Any) -> Any:
         from torch.nn import functional
@@ -185,14 +179,14 @@ def right_share(model: Any, tokenizer: Any, records: pa.Table) -> float:
     return right / len(gold)
 
 
-def train(reviews: str, out: Path, epochs: int) -> None:
+def train(reviews: str, out: Path, epochs: int, own_reviews: int = OWN_REVIEWS) -> None:
     """Train on the reviews (id, text, gold) of a Parquet file and on our own; write to `out`."""
     import torch
 
     rng = common.start(SEED)
     source = GoldConfig(train=reviews, test_share=0.2, label="gold", id="id")
     gold = load_gold(source, task(*QUESTIONS[0]))
-    own = [review(SEED, index) for index in range(OWN_REVIEWS)]
+    own = [review(SEED, index) for index in range(own_reviews)]
     texts = gold.train["text"].to_pylist() + [each.text for each in own]
     labels = gold.train["label"].to_pylist() + [each.label for each in own]
     tokenizer = make_tokenizer(texts)
@@ -204,17 +198,17 @@ def train(reviews: str, out: Path, epochs: int) -> None:
     lengths = np.array([len(prompt) for prompt in prompts])
     print(f"{model.num_parameters():,} parameters, {len(texts):,} reviews", flush=True)
     started = time.monotonic()
-    for losses in common.optimise(model, lengths, loss_of, rng, epochs, BATCH_SIZE, LEARNING_RATE):
+    curves: list[NDArray[np.float64]] = []
+    for parts in common.optimise(model, lengths, loss_of, rng, epochs, BATCH_SIZE, LEARNING_RATE):
+        curves.append(parts)
         held = right_share(model, tokenizer, gold.test.slice(0, 2000))
-        answer, language = np.mean(loss_of.parts[-len(losses) :], axis=0)
+        answer, language = parts.mean(axis=0)
         took = time.monotonic() - started
         print(f"answers {answer:.3f}, language {language:.3f} nats, ", end="")
         print(f"held back {held:.4f} right, {took:.0f} s", flush=True)
     model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
-    parts = np.array(loss_of.parts)
-    curves = {"answers": list(parts[:, 0]), "language": list(parts[:, 1])}
-    common.draw_losses(out / "loss.png", curves, "llambert-mini-llama")
+    common.draw_losses(out / "loss.png", ("answers", "language"), np.concatenate(curves))
 
 
 if __name__ == "__main__":

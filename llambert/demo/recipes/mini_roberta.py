@@ -84,7 +84,6 @@ class PretrainingLoss:
 
     Attributes:
         summary: the layer from the first token to the words; of no use after pretraining.
-        parts: both losses of every step.
     """
 
     def __init__(self, model: Any, sequences: Sequence[NDArray[np.int32]], tokenizer: Any) -> None:
@@ -99,9 +98,8 @@ class PretrainingLoss:
         rarity[: len(SPECIAL)] = 0
         self._rarity = torch.tensor(rarity, dtype=torch.float32)
         self.summary = torch.nn.Linear(WIDTH, WIDTH)
-        self.parts: list[tuple[float, float]] = []
 
-    def __call__(self, rows: NDArray[np.int64]) -> Any:
+    def __call__(self, rows: NDArray[np.int64]) -> tuple[Any, tuple[float, float]]:
         import torch
         from torch.nn import functional
 
@@ -117,8 +115,7 @@ class PretrainingLoss:
         ).last_hidden_state
         masked = functional.cross_entropy(self._model.lm_head(hidden[chosen]).float(), ids[chosen])
         held = self._held(hidden[:, 0], ids)
-        self.parts.append((float(masked.detach()), float(held.detach())))
-        return masked + held
+        return masked + held, (float(masked.detach()), float(held.detach()))
 
     def _held(self, first: Any, ids: Any) -> Any:
         """Cross entropy of the words of `ids`, weighted by rarity, as told from `first`."""
@@ -143,21 +140,22 @@ def train(reviews: str, out: Path, epochs: int) -> None:
     sequences = tokenize(tokenizer, texts, WINDOW)
     model = make_model(tokenizer, sequences)
     loss_of = PretrainingLoss(model, sequences, tokenizer)
+    print(f"{model.num_parameters():,} parameters, {len(texts):,} reviews", flush=True)
     model.summary = loss_of.summary  # for the optimiser
     lengths = np.array([len(each) for each in sequences])
-    print(f"{model.num_parameters():,} parameters, {len(texts):,} reviews", flush=True)
+    curves: list[NDArray[np.float64]] = []
     started = time.monotonic()
-    for losses in common.optimise(model, lengths, loss_of, rng, epochs, BATCH_SIZE, LEARNING_RATE):
-        masked, held = np.mean(loss_of.parts[-len(losses) :], axis=0)
+    for parts in common.optimise(model, lengths, loss_of, rng, epochs, BATCH_SIZE, LEARNING_RATE):
+        curves.append(parts)
+        masked, held = parts.mean(axis=0)
         took = time.monotonic() - started
         print(f"masked tokens {masked:.3f}, words {held:.3f} nats, {took:.0f} s", flush=True)
     del model.summary
     model.config.hidden_dropout_prob = DROPOUT
     model.to(torch.bfloat16).save_pretrained(out, safe_serialization=True)
     tokenizer.save_pretrained(out)
-    parts = np.array(loss_of.parts)
-    curves = {"masked tokens": list(parts[:, 0]), "words of the text": list(parts[:, 1])}
-    common.draw_losses(out / "loss.png", curves, "llambert-mini-roberta")
+    names = "masked tokens", "words of the text"
+    common.draw_losses(out / "loss.png", names, np.concatenate(curves))
 
 
 if __name__ == "__main__":
