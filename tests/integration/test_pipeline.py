@@ -59,6 +59,7 @@ def write_run(folder: Path, **changes) -> str:
         },
         "train": {
             "model": make_tiny_roberta(folder / "encoder"),
+            "variants": ["llambert"],  # the demo's test trains the others
             "epochs": 4,
             "learning_rate": 1e-2,
             "max_length": 32,
@@ -121,7 +122,7 @@ def test_what_was_refused_is_in_quarantine_with_its_reason(done):
 def test_the_report_has_figures_that_add_up(done):
     folder, _ = done
     report = json.loads((folder / "out" / "report" / "report.json").read_text())
-    for variant in ("llm", "baseline", "llambert", "combined"):
+    for variant in ("llm", "llambert"):
         figures = report["evaluation"][variant]
         low, high = figures["accuracy_interval"]
         assert low <= figures["accuracy"] <= high
@@ -137,7 +138,7 @@ def test_the_models_are_hugging_face_folders(done):
     from transformers import pipeline
 
     folder, _ = done
-    model = folder / "out" / "models" / "combined" / "seed-1"
+    model = folder / "out" / "models" / "llambert" / "seed-1"
     classify = pipeline("text-classification", str(model))
     assert [row["label"] for row in classify(["a lovely film", "an awful film"])] == [
         "positive",
