@@ -11,6 +11,7 @@ changed sample or parser needs no other bookkeeping.
 """
 
 import logging
+import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -93,7 +94,8 @@ def annotate(
         _refuse_missing(known)
     answered = responses["response"].is_valid().to_pylist()
     missing = [i for i, at in enumerate(known) if at is None or (may_ask and not answered[at])]
-    progress.begin(len(missing), f"asking {config.model or 'recorded answers'}")
+    model = os.path.basename(config.model.rstrip("/")) if config.model else "recorded answers"
+    progress.begin(len(missing), f"asking {model}")
     details: dict[str, Any] = {"asked": 0}
     if missing:
         details = _ask(config, task, wanted.take(missing), folder, progress)
