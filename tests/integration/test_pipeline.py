@@ -59,7 +59,7 @@ def write_run(folder: Path, **changes) -> str:
         },
         "train": {
             "model": make_tiny_roberta(folder / "encoder"),
-            "variants": ["llambert"],  # the demo's test trains the others
+            "variants": ["llambert"],  # the demo's test trains another
             "epochs": 4,
             "learning_rate": 1e-2,
             "max_length": 32,
