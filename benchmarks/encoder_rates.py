@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from llambert.encoder import Labeller, load_classifier, load_tokenizer
+from llambert.classify import Labeller
+from llambert.encoder import load_classifier, load_tokenizer, tokenize
 
 
 def classifier(model: str, folder: str, max_length: int) -> str:
@@ -43,11 +44,12 @@ def main() -> None:
             )
             for number, model in enumerate(a.models)
         }
+    tokenizers = {model: load_tokenizer(model) for model in a.models}
     rates: dict[str, list[float]] = {model: [] for model in a.models}
     for turn in range(a.turns + 1):
         for model, labeller in labellers.items():
             started = time.perf_counter()
-            labeller.predict(texts)
+            labeller.predict(tokenize(tokenizers[model], texts, a.max_length))
             if turn:  # the first warms up
                 rates[model].append(len(texts) / (time.perf_counter() - started))
     first = statistics.median(rates[a.models[0]])

@@ -6,24 +6,31 @@ from numpy.typing import NDArray
 _WINDOW_BATCHES = 50  # batches whose records are sorted together before training
 
 
-def token_budget(lengths: NDArray[np.integer], budget: int) -> list[NDArray[np.int64]]:
-    """Batches of row numbers, longest first, whose padded size stays within `budget` tokens.
+def token_budget(
+    lengths: NDArray[np.integer], budget: int, padded: bool = True
+) -> list[NDArray[np.int64]]:
+    """Batches of row numbers, longest first, that stay within `budget` tokens.
 
     Args:
         lengths: tokens of each sequence, shape (rows,).
-        budget: the most tokens, padding included, of a batch; a longer sequence goes alone.
+        budget: the most tokens of a batch; a longer sequence goes alone.
+        padded: whether the tokens of padding count, up to the longest sequence of the batch.
 
     Returns:
         Row numbers of each batch; every row is in exactly one.
     """
     order = np.argsort(-lengths, kind="stable")
+    ends = np.cumsum(lengths[order])
     batches = []
     start = 0
     while start < len(order):
-        longest = max(int(lengths[order[start]]), 1)
-        size = max(budget // longest, 1)
-        batches.append(order[start : start + size])
-        start += size
+        if padded:
+            size = budget // max(int(lengths[order[start]]), 1)
+        else:
+            before = ends[start] - lengths[order[start]]
+            size = int(np.searchsorted(ends, before + budget, side="right")) - start
+        batches.append(order[start : start + max(size, 1)])
+        start += max(size, 1)
     return batches
 
 

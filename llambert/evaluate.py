@@ -9,7 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from pydantic import Field
 
-from llambert.encoder import label_rows
+from llambert.classify import label_rows
 from llambert.errors import CountError
 from llambert.progress import Counter, Progress
 from llambert.section import Section

@@ -21,7 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llambert.batching import length_grouped
-from llambert.encoder import load_classifier, load_tokenizer, local_folder, pad, tokenize
+from llambert.encoder import load_classifier, load_tokenizer, local_folder, tokenize
+from llambert.forward import pad
 from llambert.errors import StageError
 from llambert.storage import Folder
 

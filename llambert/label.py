@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, field_validator
 
+from llambert import cluster
+from llambert.classify import LIGHT_CPUS, label_rows
 from llambert.datasource import corpus_dataset
-from llambert.encoder import label_rows
 from llambert.errors import CountError
 from llambert.progress import Progress
 from llambert.records import Corpus
@@ -17,12 +18,9 @@ from llambert.section import Section
 from llambert.storage import Folder, Outcome, arrow_filesystem
 
 CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
-# Of a core, for reading and writing. Beside a labeller and the checkpoint's filter, which takes a
-# whole core, a reader that asked for more would never start on two cores.
-_LIGHT_CPUS = 0.25
-_BLOCKS = 64  # of a corpus, about, between the two sizes below
-_SMALLEST_BLOCK_BYTES = 2**19
-_LARGEST_BLOCK_BYTES = 32 * 2**20
+_BLOCKS = 64  # of a corpus, about, between the sizes below
+_SMALLEST_BLOCK_BYTES = 2**17
+_LARGEST_BLOCK_BYTES = {"gpu": 32 * 2**20, "cpu": 4 * 2**20}  # seconds and minutes of work
 _RUN = "_run.json"  # which run the rows in the folder belong to, while it is not finished
 
 
@@ -35,6 +33,9 @@ class LabelConfig(Section):
     workers: tuple[int, int] | None = Field(
         None, description="Least and most actors; by default 1 to one for each GPU, or core."
     )
+    cpus_per_worker: int | None = Field(
+        None, ge=1, description="Threads of an actor without GPU; by default an even share."
+    )
     accelerator_type: str | None = Field(
         None, description="Kind of GPU to use where the cluster has several, in Ray's spelling."
     )
@@ -42,7 +43,9 @@ class LabelConfig(Section):
         "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
     )
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="Most tokens, padding included, of one forward pass."
+        "auto",
+        description="Most tokens, padding included, of one forward pass; auto: measured on the "
+        "device when a worker starts there first. Halved where the memory does not suffice.",
     )
     probabilities: bool = Field(False, description="Write the probability of every label too.")
 
@@ -91,13 +94,14 @@ def label(
             inventory,
             only_good=True,
             block_bytes=_block_bytes(corpus),
-            cpus=_LIGHT_CPUS,
+            cpus=LIGHT_CPUS,
         )
         labelled = label_rows(
             rows,
             model,
             progress.ray_counter(),
             workers=config.workers,
+            cpus_per_worker=config.cpus_per_worker,
             accelerator_type=config.accelerator_type,
             dtype=config.dtype,
             batch_tokens=0 if config.batch_tokens == "auto" else config.batch_tokens,
@@ -105,7 +109,7 @@ def label(
             trust_remote_code=trust_remote_code,
         )
         filesystem, path = arrow_filesystem(folder.uri)
-        light = {"num_cpus": _LIGHT_CPUS}
+        light = {"num_cpus": LIGHT_CPUS}
         labelled.write_parquet(path, filesystem=filesystem, mode="append", ray_remote_args=light)
     written = folder.row_count()
     if written != total:
@@ -120,9 +124,23 @@ def label(
             "records": written,
             "labelled_now": written - before,
             "seconds": round(time.monotonic() - started, 3),
-            "records_per_s": progress.rate(),  # start-up left out
+            **_speed(written - before, progress),
         },
     )
+
+
+def _speed(records: int, progress: Progress) -> dict[str, float]:
+    """What labelling took, from the first actor ready to the last file written."""
+    seconds, sums = progress.since_first_report(), progress.figures()
+    if not records or not sums.get("cells"):
+        return {}
+    return {
+        "records_per_s": round(records / seconds, 3),
+        "tokens": int(sums["tokens"]),
+        "tokens_per_s": round(sums["tokens"] / seconds, 1),
+        "padding_share": round(1 - sums["tokens"] / sums["cells"], 4),
+        "device_seconds": round(sums["device_seconds"], 3),
+    }
 
 
 @contextmanager
@@ -155,4 +173,5 @@ def _block_bytes(corpus: Corpus) -> int:
 
     Large enough that a large corpus does not become a great many files.
     """
-    return min(_LARGEST_BLOCK_BYTES, max(_SMALLEST_BLOCK_BYTES, corpus.bytes // _BLOCKS))
+    largest = _LARGEST_BLOCK_BYTES["gpu" if cluster.resources().get("GPU") else "cpu"]
+    return min(largest, max(_SMALLEST_BLOCK_BYTES, corpus.bytes // _BLOCKS))

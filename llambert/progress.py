@@ -16,21 +16,30 @@ _LOG_S = 5.0  # seconds between two plain lines in a log
 class Counter(Protocol):
     """What a worker is handed to say what it has done; may be sent to another process."""
 
-    def add(self, records: int) -> None: ...
+    def add(self, records: int, **figures: float) -> None: ...
 
 
 class _Total:
-    """The actor behind `RayCounter`: how many records, since when."""
+    """The actor behind `RayCounter`: how many records, since when, and sums of other figures."""
 
     def __init__(self) -> None:
         self.records = 0
+        self.figures: dict[str, float] = {}
         self.first: tuple[int, float] | None = None  # records of the first report, and its time
         self.last = 0.0
 
-    def add(self, records: int) -> None:
+    def add(self, records: int, **figures: float) -> None:
         self.records += records
+        for name, value in figures.items():
+            self.figures[name] = self.figures.get(name, 0) + value
         self.last = time.monotonic()
         self.first = self.first or (records, self.last)
+
+    def sums(self) -> dict[str, float]:
+        return self.figures
+
+    def since_first(self) -> float:
+        return time.monotonic() - self.first[1] if self.first else 0.0
 
     def read(self) -> tuple[int, float | None]:
         """Records so far, and records per second since the first report, once there are two."""
@@ -47,13 +56,26 @@ class RayCounter:
 
         self._total = ray.remote(num_cpus=0)(_Total).remote()
 
-    def add(self, records: int) -> None:
-        self._total.add.remote(records)
+    def add(self, records: int, **figures: float) -> None:
+        self._total.add.remote(records, **figures)
 
     def read(self) -> tuple[int, float | None]:
         import ray
 
         return ray.get(self._total.read.remote())
+
+    def since_first_report(self) -> float:
+        """Seconds since the first report; 0 before. Machines have clocks of their own, so the
+        actor takes the difference."""
+        import ray
+
+        return ray.get(self._total.since_first.remote())
+
+    def figures(self) -> dict[str, float]:
+        """The sums of what was reported beside the records."""
+        import ray
+
+        return ray.get(self._total.sums.remote())
 
 
 class Progress:
@@ -116,6 +138,14 @@ class Progress:
         two reports came.
         """
         return self._remote.read()[1] if self._remote else None
+
+    def since_first_report(self) -> float:
+        """Seconds since the first of the workers reported; 0 where none has."""
+        return self._remote.since_first_report() if self._remote else 0.0
+
+    def figures(self) -> dict[str, float]:
+        """Sums of what the workers reported beside their records."""
+        return self._remote.figures() if self._remote else {}
 
     def line(self) -> str:
         """The progress as one line of text.

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llambert.encoder import Labeller, load_classifier, load_tokenizer, pad, tokenize
+from llambert.classify import Labeller
+from llambert.encoder import load_classifier, load_tokenizer, tokenize
+from llambert.forward import pad
 from llambert.progress import Progress
 from llambert.storage import Folder, Outcome
 from llambert.train import TrainConfig, train
@@ -65,13 +67,15 @@ def test_bfloat16_on_a_gpu_says_what_float32_on_the_cpu_says(trained):
 
     records = easy_records(200, seed=99)
     texts = records["text"].to_pylist()
-    labeller = Labeller(trained.folder)
-    parameter = next(labeller._model.parameters())
-    assert (parameter.device.type, parameter.dtype) == ("cuda", torch.bfloat16)
-    found = labeller.predict(texts)
-
     tokenizer, model = load_tokenizer(trained.folder), load_classifier(trained.folder).eval()
-    inputs = pad(tokenize(tokenizer, texts, tokenizer.model_max_length), tokenizer.pad_token_id)
+    sequences = tokenize(tokenizer, texts, tokenizer.model_max_length)
+    labeller = Labeller(trained.folder)
+    forward = labeller._forward
+    assert (forward.device.type, forward.dtype) == ("cuda", torch.bfloat16)
+    assert not forward.padded
+    found = labeller.predict(sequences)
+
+    inputs = pad(sequences, tokenizer.pad_token_id)
     with torch.inference_mode():
         expected = model(**inputs).logits.softmax(-1).numpy()
     assert model.device.type == "cpu" and model.dtype == torch.float32

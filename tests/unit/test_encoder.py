@@ -1,17 +1,13 @@
-"""Tokenization with the real MiniLM tokenizer, and the forward pass against plain transformers."""
+"""Tokenization with the real MiniLM tokenizer; a machine's copies of remote models."""
 
-import json
 import os
-import shutil
 import tempfile
 from pathlib import Path
 
 import fsspec
-import numpy as np
-import pyarrow as pa
 import pytest
 
-from llambert.encoder import Labeller, load_tokenizer, local_folder, tokenize
+from llambert.encoder import load_tokenizer, local_folder, tokenize
 from llambert.errors import UserError
 
 
@@ -29,40 +25,6 @@ def test_cutting_characters_first_changes_no_token(minilm):
     expected = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
     assert [ids.tolist() for ids in tokenize(tokenizer, texts, 128)] == expected
     assert tokenize(tokenizer, [], 128) == []
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    from tests.tiny_roberta import make_tiny_roberta
-
-    return make_tiny_roberta(str(tmp_path_factory.mktemp("roberta")))
-
-
-@pytest.mark.parametrize("batch_tokens", [0, 1, 100])
-def test_predictions_are_those_of_one_text_at_a_time(folder, batch_tokens):
-    import torch
-
-    labeller = Labeller(folder, batch_tokens=batch_tokens)
-    texts = ["a good film", "bad", "the plot is thin but the actors are very good " * 20, "so so"]
-    found = labeller.predict(texts)
-    with torch.inference_mode():
-        for text, shares in zip(texts, found, strict=True):
-            limit = labeller._tokenizer.model_max_length
-            inputs = labeller._tokenizer(
-                text, truncation=True, max_length=limit, return_tensors="pt"
-            )
-            alone = labeller._model(**inputs).logits.softmax(-1)[0].numpy()
-            np.testing.assert_allclose(shares, alone, atol=1e-5)
-
-
-def test_a_batch_keeps_ids_and_says_how_sure_it_is(folder):
-    labeller = Labeller(folder, probabilities=True)
-    table = labeller(pa.table({"id": [7, 8], "text": ["good", "bad"], "other": [1, 2]}))
-    assert table.column_names == ["id", "label", "confidence", "probabilities"]
-    assert table["id"].to_pylist() == [7, 8]
-    for row in table.to_pylist():
-        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
-        assert row["confidence"] == max(row["probabilities"])
 
 
 @pytest.fixture
@@ -113,36 +75,3 @@ def test_a_local_model_is_used_in_place_and_a_missing_one_refused(store, tmp_pat
     assert local_folder("owner/name") == "owner/name"
     with pytest.raises(UserError, match="memory://bucket/none"):
         local_folder("memory://bucket/none")
-
-
-OWN_CODE = """
-from transformers import RobertaConfig, RobertaForSequenceClassification
-
-class OwnConfig(RobertaConfig):
-    model_type = "own"
-
-class OwnClassifier(RobertaForSequenceClassification):
-    config_class = OwnConfig
-"""
-
-
-def test_a_model_with_its_own_code_loads_only_where_that_is_allowed(folder, tmp_path, monkeypatch):
-    from transformers import dynamic_module_utils
-
-    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
-    own = tmp_path / "own"
-    shutil.copytree(folder, own)
-    (own / "modeling_own.py").write_text(OWN_CODE)
-    config = json.loads((own / "config.json").read_text()) | {
-        "model_type": "own",
-        "auto_map": {
-            "AutoConfig": "modeling_own.OwnConfig",
-            "AutoModelForSequenceClassification": "modeling_own.OwnClassifier",
-        },
-    }
-    (own / "config.json").write_text(json.dumps(config))
-    labeller = Labeller(str(own), trust_remote_code=True)
-    assert type(labeller._model).__name__ == "OwnClassifier"
-    with pytest.raises(ValueError, match="trust_remote_code"):
-        Labeller(str(own))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from llambert.batching import token_budget
 from llambert.demo.recipes import common
 from llambert.demo.reviews import review
-from llambert.encoder import pad
+from llambert.forward import pad
 from llambert.engines.prompts import PromptBuilder
 from llambert.gold import GoldConfig, load_gold
 from llambert.task import TaskConfig

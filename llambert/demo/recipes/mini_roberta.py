@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llambert.demo.recipes import common
-from llambert.encoder import pad, tokenize
+from llambert.encoder import tokenize
+from llambert.forward import pad
 
 SEED = 2024
 VOCABULARY = 16_000

@@ -1,0 +1,122 @@
+"""How many tokens of a forward pass give most throughput on this device: measured, remembered."""
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from llambert.encoder import machine_cache
+from llambert.forward import Forward, Tokens
+from llambert.storage import Folder, fingerprint
+
+_CANDIDATES = {"cpu": (1024, 8192), "cuda": (8192, 1048576)}  # least and most tokens, by doubling
+_REPEATS = 3
+_ENOUGH_S = 10.0  # no larger budget is tried after so long
+_GAIN = 1.02  # a larger budget must be faster by this
+_MEMORY_SHARE = 0.9  # of the device's
+
+
+def find_budget(forward: Forward, config: Any, max_length: int) -> int:
+    """The smallest budget, in tokens, of a throughput within 2 % of the best.
+
+    Budgets double from a small one for as long as that pays; each is measured on random sequences
+    of `max_length` tokens, which take most memory. A machine remembers the result for each shape
+    of model, device and dtype.
+
+    Args:
+        config: the model's Hugging Face config.
+    """
+    device, known = _device_name(forward), Folder(machine_cache()) / "budgets"
+    shape = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
+    key = fingerprint([config.model_type, shape, device, str(forward.dtype), forward.padded])
+    if known.exists(f"{key}.json"):
+        return known.read_json(f"{key}.json")["batch_tokens"]
+    rates = measure(forward, config.vocab_size, max_length)
+    best = min(budget for budget, rate in rates.items() if rate * _GAIN >= max(rates.values()))
+    known.write_json(f"{key}.json", {"batch_tokens": best, "device": device, "rates": rates})
+    return best
+
+
+def measure(forward: Forward, vocabulary: int, max_length: int) -> dict[int, float]:
+    """Tokens per second under each budget that was tried, smallest first."""
+    rng = np.random.default_rng(0)
+    least, most = _CANDIDATES[forward.device.type]
+    rates: dict[int, float] = {}
+    used: list[tuple[int, int]] = []  # tokens and bytes on the device, of each budget
+    started, budget = time.monotonic(), least
+    while budget <= most and time.monotonic() - started < _ENOUGH_S:
+        if not fits(used, budget, _memory(forward)):
+            break
+        count = max(budget // max_length, 1)
+        sequences = [rng.integers(5, vocabulary, max_length).astype(np.int32) for _ in range(count)]
+        try:
+            seconds, peak = _timed(forward, sequences)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and rates):
+                raise
+            break
+        rates[budget] = count * max_length / seconds
+        used.append((budget, peak))
+        if max(list(rates.values())[-2:]) * _GAIN < max(rates.values()):
+            break  # two in a row were slower than one before
+        budget *= 2
+    return rates
+
+
+def fits(used: Sequence[tuple[int, int]], budget: int, memory: float) -> bool:
+    """Whether `budget` tokens should fit into `memory` bytes, by a line through the last two peaks.
+
+    Args:
+        used: tokens and peak bytes of the budgets measured, smallest first.
+    """
+    if len(used) < 2:
+        return True
+    (a, bytes_a), (b, bytes_b) = used[-2:]
+    expected = bytes_b + (bytes_b - bytes_a) / (b - a) * (budget - b)
+    return expected <= _MEMORY_SHARE * memory
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or a CPU."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+
+
+def _timed(forward: Forward, sequences: Sequence[Tokens]) -> tuple[float, int]:
+    """The least seconds of a few passes, and the peak of the GPU's memory in bytes (CPU: 0)."""
+    import torch
+
+    on_gpu = forward.device.type == "cuda"
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    least = math.inf
+    begun = time.monotonic()
+    for _ in range(_REPEATS):
+        started = time.perf_counter()
+        forward(sequences).cpu()
+        least = min(least, time.perf_counter() - started)
+        if time.monotonic() - begun > _ENOUGH_S / _REPEATS:
+            break
+    return least, torch.cuda.max_memory_allocated() if on_gpu else 0
+
+
+def _memory(forward: Forward) -> float:
+    """Bytes on the GPU; no bound on a CPU, whose memory is shared."""
+    import torch
+
+    if forward.device.type != "cuda":
+        return math.inf
+    return torch.cuda.get_device_properties(forward.device).total_memory
+
+
+def _device_name(forward: Forward) -> str:
+    import torch
+
+    if forward.device.type == "cuda":
+        return torch.cuda.get_device_name(forward.device)
+    return f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"

@@ -1,0 +1,238 @@
+"""Records become labels: a stage that tokenizes, then a pool of actors that run the encoder."""
+
+import functools
+import itertools
+import logging
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from llambert import cluster
+from llambert.batching import token_budget
+from llambert.budget import find_budget, is_out_of_memory
+from llambert.encoder import load_classifier, load_tokenizer, local_folder, tokenize
+from llambert.errors import StageError
+from llambert.forward import Forward, Tokens
+from llambert.progress import Counter
+from llambert.storage import Folder
+
+log = logging.getLogger(__name__)
+
+_BESIDE_CPUS = 1.5  # for reading, writing and Ray's checkpoint filter, which asks for a whole one
+_LEAST_CPU_SHARE = 0.25
+# Of a core, for reading, tokenizing and writing. A task that asked for much more would never start
+# beside the labellers; one that asked for the same would be joined to them, and run in turns.
+LIGHT_CPUS = 0.2
+_MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
+_COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
+
+
+def label_rows(
+    rows: Any,
+    model: str,
+    counter: Counter,
+    workers: tuple[int, int] | None = None,
+    cpus_per_worker: int | None = None,
+    accelerator_type: str | None = None,
+    dtype: str = "auto",
+    batch_tokens: int = 0,
+    probabilities: bool = False,
+    trust_remote_code: bool = False,
+) -> Any:
+    """`rows` (a Ray Dataset of id, text, …) as id, label, confidence[, probabilities].
+
+    A block is labelled as a whole: records of similar length are put together within it.
+
+    Args:
+        workers: least and most actors; by default 1 to one for each GPU, or for each core where
+            the cluster has no GPU, or fewer where so many copies of the model would not fit.
+        cpus_per_worker: threads of an actor without GPU; by default an even share of the cores.
+        accelerator_type: the kind of GPU, such as 'L40S'; any by default.
+        batch_tokens: as for `Labeller`.
+        trust_remote_code: as in training; a model that needs its own code does not load without.
+    """
+    import ray
+
+    have = cluster.resources()
+    gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
+    room = gpus or _copies_that_fit(model, cores, have.get("memory", 0))
+    least, most = workers or (1, max(room, 1))
+    threads = 1 if gpus else cpus_per_worker or max(cores // most, 1)
+    # An actor for each core, and room for all that runs beside them: what Ray is told is less than
+    # an actor takes.
+    part = threads * max(1 - _BESIDE_CPUS / cores, _LEAST_CPU_SHARE)
+    share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": part}
+    if accelerator_type:
+        share["accelerator_type"] = accelerator_type
+    here = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))  # without autoscaling
+    blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    return rows.map_batches(
+        tokenize_block,
+        fn_kwargs={"model": model, "trust_remote_code": trust_remote_code},
+        # beside GPUs a whole core; else as little as reading, with which Ray then joins it
+        num_cpus=1 if gpus else LIGHT_CPUS,
+        **blocks,
+    ).map_batches(
+        Labeller,
+        fn_constructor_kwargs={
+            "model": model,
+            "dtype": dtype,
+            "batch_tokens": batch_tokens,
+            "threads": threads,
+            "probabilities": probabilities,
+            "counter": counter,
+            "trust_remote_code": trust_remote_code,
+        },
+        compute=ray.data.ActorPoolStrategy(
+            min_size=least, max_size=most, initial_size=min(max(here // threads, least), most)
+        ),
+        **blocks,
+        **share,
+    )
+
+
+def _copies_that_fit(model: str, cores: int, memory: float) -> int:
+    """How many actors a cluster without GPU has room for: one for each core at most."""
+    folder = Folder(model)
+    size = sum(folder.fs.size(folder.path(n)) for n in folder.files(".safetensors")) or 1
+    return max(1, min(cores, int(memory * _MEMORY_SHARE / (_COPIES * size))))
+
+
+def tokenize_block(block: pa.Table, model: str, trust_remote_code: bool = False) -> pa.Table:
+    """id, text, … as id and tokens (list of int32): cut to the tokenizer's `model_max_length`.
+
+    Training sets that to the length that the model was trained at.
+    """
+    tokenizer = _tokenizer(model, trust_remote_code)
+    found = tokenize(tokenizer, block["text"].to_pylist(), tokenizer.model_max_length)
+    ends = np.cumsum([0, *(len(tokens) for tokens in found)], dtype=np.int32)
+    values = pa.array(np.concatenate([np.empty(0, np.int32), *found]))
+    return pa.table({"id": block["id"], "tokens": pa.ListArray.from_arrays(pa.array(ends), values)})
+
+
+@functools.lru_cache(maxsize=2)
+def _tokenizer(model: str, trust_remote_code: bool) -> Any:
+    return load_tokenizer(model, trust_remote_code)
+
+
+class Labeller:
+    """Labels blocks of tokenized records; made once per actor, called by `Dataset.map_batches`.
+
+    Args:
+        model: the fine-tuned model's folder.
+        dtype: 'auto' (bfloat16 on a GPU, float32 on a CPU) or the name of a torch dtype.
+        batch_tokens: the most tokens, padding included, of a forward pass; 0: what `find_budget`
+            finds on this device. Halved for good when the memory does not suffice.
+        threads: CPU threads of a forward pass.
+        probabilities: whether to add the probability of every label.
+        counter: is told of being ready (0 records), then for each block of its records, its
+            tokens, the cells computed for them and the seconds it took.
+        trust_remote_code: whether code that comes with the model may run.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        dtype: str = "auto",
+        batch_tokens: int = 0,
+        threads: int = 1,
+        probabilities: bool = False,
+        counter: Counter | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        import torch
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        if device == "cpu":
+            torch.set_num_threads(threads)
+        if dtype == "auto":
+            dtype = "bfloat16" if device == "cuda" else "float32"
+        folder = local_folder(model)
+        tokenizer = load_tokenizer(folder, trust_remote_code)
+        classifier = load_classifier(
+            folder, trust_remote_code=trust_remote_code, dtype=getattr(torch, dtype)
+        ).to(device)
+        self._names = [classifier.config.id2label[i] for i in range(classifier.num_labels)]
+        config = classifier.config
+        self._forward = Forward(classifier, tokenizer.pad_token_id)
+        self._budget = batch_tokens or find_budget(
+            self._forward, config, tokenizer.model_max_length
+        )
+        self._probabilities = probabilities
+        self._counter = counter
+        if counter is not None:
+            counter.add(0)
+
+    def __call__(self, block: pa.Table) -> pa.Table:
+        """`block` (id, tokens) as id, label, confidence[, probabilities]."""
+        started = time.monotonic()
+        tokens = block["tokens"].combine_chunks()
+        values, ends = tokens.values.to_numpy(), tokens.offsets.to_numpy()
+        sequences = [values[a:b] for a, b in itertools.pairwise(ends)]
+        shares, cells = self._predict(sequences)
+        best = shares.argmax(axis=1) if len(shares) else np.zeros(0, np.int64)
+        columns = {
+            "id": block["id"],
+            "label": pa.array([self._names[i] for i in best], pa.string()),
+            "confidence": pa.array(shares[np.arange(len(best)), best], pa.float32()),
+        }
+        if self._probabilities:
+            columns["probabilities"] = pa.array(list(shares), pa.list_(pa.float32()))
+        if self._counter is not None:
+            seconds = time.monotonic() - started
+            self._counter.add(
+                len(best), tokens=int(ends[-1] - ends[0]), cells=cells, device_seconds=seconds
+            )
+        return pa.table(columns)
+
+    def predict(self, sequences: Sequence[Tokens]) -> NDArray[np.float32]:
+        """Probabilities of shape (sequences, labels), each row summing to 1.
+
+        Raises:
+            StageError: the memory does not suffice for a single sequence.
+        """
+        return self._predict(sequences)[0]
+
+    def _predict(self, sequences: Sequence[Tokens]) -> tuple[NDArray[np.float32], int]:
+        """The probabilities, and how many cells (tokens and padding) were computed."""
+        import torch
+
+        lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)
+        order: list[NDArray[np.int64]] = []
+        logits: list[Any] = []  # on the device, so that the next batch is made while this one runs
+        cells = 0
+        todo = token_budget(lengths, self._budget, self._forward.padded)[::-1]
+        while todo:
+            rows = todo.pop()
+            try:
+                logits.append(self._forward([sequences[i] for i in rows]))
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._halve(lengths[rows], error)
+                rest = np.concatenate([rows, *todo[::-1]])
+                again = token_budget(lengths[rest], self._budget, self._forward.padded)
+                todo = [rest[part] for part in again[::-1]]
+                continue
+            order.append(rows)
+            longest = len(rows) * int(lengths[rows].max())
+            cells += longest if self._forward.padded else int(lengths[rows].sum())
+        shares = np.zeros((len(sequences), len(self._names)), dtype=np.float32)
+        if order:
+            found = torch.cat(logits).float().softmax(dim=-1)
+            shares[np.concatenate(order)] = found.cpu().numpy()
+        return shares, cells
+
+    def _halve(self, lengths: NDArray[np.int64], error: Exception) -> None:
+        """From here on, half of what was too much: a batch of `lengths`."""
+        if len(lengths) == 1:
+            raise StageError(
+                f"the memory does not suffice to label a single record: {error}",
+                "use a machine or GPU with more memory, or fewer actors on it (label.workers)",
+            ) from error
+        self._budget = min(self._budget, int(lengths.sum())) // 2
+        log.warning("out of memory: batches of %d tokens from here on", self._budget)

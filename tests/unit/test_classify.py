@@ -1,0 +1,211 @@
+"""Labelling in one process: against plain transformers, within a budget, without enough memory."""
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from llambert.budget import find_budget, fits, measure
+from llambert.classify import Labeller, tokenize_block
+from llambert.encoder import load_classifier, load_tokenizer, tokenize
+from llambert.forward import Forward
+
+TEXTS = ["a good film", "bad", "the plot is thin but the actors are very good " * 20, "so so", "a"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    from tests.tiny_roberta import make_tiny_roberta
+
+    encoder = make_tiny_roberta(tmp_path_factory.mktemp("roberta"))
+    load_classifier(encoder, ["negative", "positive"]).save_pretrained(encoder)
+    return encoder
+
+
+@pytest.fixture(autouse=True)
+def cache(monkeypatch, tmp_path):
+    """An empty place for what a machine remembers."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def alone(model, tokens):
+    """The probabilities of one sequence by transformers alone."""
+    import torch
+
+    with torch.inference_mode():
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        return model(input_ids=ids).logits.softmax(-1)[0].numpy()
+
+
+def small(kind: str):
+    """A random classifier of a family, with weights large enough for differences to show."""
+    import torch
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=300,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=80,
+        pad_token_id=1,
+        num_labels=3,
+        initializer_range=0.5,
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
+
+
+@pytest.mark.parametrize("kind", ["Bert", "Roberta", "XLMRoberta", "Camembert", "DistilBert"])
+def test_a_batch_of_any_family_gives_what_each_sequence_gives_alone(kind):
+    rng = np.random.default_rng(0)
+    lengths = [40, 40, 17, 3, 3, 3, 1]
+    sequences = [rng.integers(5, 300, n).astype(np.int32) for n in lengths]
+    expected = [alone(small(kind), tokens) for tokens in sequences]
+    forward = Forward(small(kind), pad_id=1)
+    assert forward.padded == (kind == "DistilBert")
+    found = forward(sequences).softmax(-1).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert np.std(expected) > 0.05  # else anything would pass
+
+
+def test_another_activation_is_left_as_it_is():
+    import torch
+
+    sequences = [np.arange(5, 25, dtype=np.int32)]
+    plain, changed = small("Bert"), small("Bert")
+    for model in (plain, changed):
+        model.config.hidden_act = "relu"
+        for layer in model.bert.encoder.layer:
+            layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
+    found = Forward(changed, pad_id=1)(sequences).softmax(-1).numpy()
+    np.testing.assert_allclose(found, [alone(plain, sequences[0])], atol=1e-5)
+
+
+@pytest.mark.parametrize("batch_tokens", [0, 1, 100])
+def test_predictions_are_those_of_one_text_at_a_time(folder, batch_tokens):
+    tokenizer, plain = load_tokenizer(folder), load_classifier(folder).eval()
+    sequences = tokenize(tokenizer, TEXTS, tokenizer.model_max_length)
+    found = Labeller(folder, batch_tokens=batch_tokens).predict(sequences)
+    expected = [alone(plain, tokens) for tokens in sequences]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_block_keeps_its_ids_and_says_how_sure_it_is(folder):
+    block = pa.table({"id": list(range(5)), "text": TEXTS, "other": [1] * 5})
+    tokens = tokenize_block(block, folder)
+    assert tokens.column_names == ["id", "tokens"]
+    labeller = Labeller(folder, probabilities=True)
+    table = labeller(tokens)
+    assert table.column_names == ["id", "label", "confidence", "probabilities"]
+    assert table["id"].to_pylist() == list(range(5))
+    for row in table.to_pylist():
+        assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
+        assert row["confidence"] == max(row["probabilities"])
+    part = labeller(tokens.slice(2, 2))  # a view into the middle of Arrow's buffers
+    assert part["confidence"].to_pylist() == pytest.approx(table["confidence"].to_pylist()[2:4])
+    assert labeller(tokenize_block(block.slice(0, 0), folder)).num_rows == 0
+
+
+def test_the_counter_hears_of_readiness_then_of_records_tokens_and_padding(folder):
+    class Heard(list):
+        def add(self, records, **figures):
+            self.append((records, figures))
+
+    heard = Heard()
+    labeller = Labeller(folder, counter=heard)
+    block = tokenize_block(pa.table({"id": list(range(5)), "text": TEXTS}), folder)
+    labeller(block)
+    ready, (records, figures) = heard
+    assert ready == (0, {}) and records == 5
+    tokens = sum(len(each) for each in block["tokens"].to_pylist())
+    assert figures["tokens"] == figures["cells"] == tokens  # no padding at all
+    assert figures["device_seconds"] > 0
+
+
+def test_a_budget_is_measured_once_and_remembered_for_the_shape_of_model(folder, cache):
+    model = load_classifier(folder)
+    config = model.config
+    forward = Forward(model, pad_id=1)
+    budget = find_budget(forward, config, 64)
+    (file,) = cache.rglob("budgets/*.json")
+    known = json.loads(file.read_text())
+    assert known["batch_tokens"] == budget and str(budget) in known["rates"]
+    assert known["rates"][str(budget)] * 1.02 >= max(known["rates"].values())
+    file.write_text(json.dumps({"batch_tokens": 77}))
+    assert find_budget(forward, config, 64) == 77
+    assert len(measure(forward, config.vocab_size, 64)) >= 2
+
+
+def test_a_budget_must_fit_the_line_through_the_last_two():
+    used = [(1000, 10), (2000, 30), (4000, 70)]  # 20 bytes a thousand tokens
+    assert fits(used, 8000, 170) and not fits(used, 8000, 160)
+    assert fits(used[:1], 8000, 1)
+
+
+SCARCE = """
+import resource, sys
+import numpy as np
+from llambert.classify import Labeller
+
+folder, wanted = sys.argv[1], int(sys.argv[2])
+labeller = Labeller(folder, batch_tokens=10**9)
+rng = np.random.default_rng(0)
+sequences = [rng.integers(5, 300, 64).astype(np.int32) for _ in range(wanted)]
+few = labeller.predict(sequences[:64])
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 150 * 2**20, size + 150 * 2**20))
+found = labeller.predict(sequences)
+assert np.allclose(found[:64], few, atol=1e-5) and (found.sum(1) > 0.99).all()
+print("budget", labeller._budget)
+"""
+
+
+def test_out_of_memory_halves_the_budget_and_loses_nothing(folder):
+    """In a process whose memory the kernel bounds; 20,000 sequences at once do not fit."""
+    command = [sys.executable, "-c", SCARCE, folder, "20000"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    budget = int(done.stdout.split()[-1])
+    assert 64 <= budget < 20_000 * 64
+    assert "out of memory: batches of" in done.stderr
+
+
+OWN_CODE = """
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+class OwnConfig(RobertaConfig):
+    model_type = "own"
+
+class OwnClassifier(RobertaForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def test_a_model_with_its_own_code_loads_only_where_that_is_allowed(folder, tmp_path, monkeypatch):
+    from transformers import dynamic_module_utils
+
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(str(tmp_path / "modules"))
+    own = tmp_path / "own"
+    shutil.copytree(folder, own)
+    (own / "modeling_own.py").write_text(OWN_CODE)
+    config = json.loads((own / "config.json").read_text()) | {
+        "model_type": "own",
+        "auto_map": {
+            "AutoConfig": "modeling_own.OwnConfig",
+            "AutoModelForSequenceClassification": "modeling_own.OwnClassifier",
+        },
+    }
+    (own / "config.json").write_text(json.dumps(config))
+    labeller = Labeller(str(own), trust_remote_code=True)
+    assert type(labeller._forward._model).__name__ == "OwnClassifier"
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        Labeller(str(own))
