@@ -2,4 +2,8 @@
 
 __version__ = "0.1.0"
 
-STAGES = ("corpus", "sample", "annotate", "train", "evaluate", "label", "report")
+STAGES = (
+    *("corpus", "sample", "annotate", "train", "evaluate", "label"),
+    *("cascade", "review"),  # on request
+    "report",
+)

@@ -61,6 +61,7 @@ def annotate(
     folder: Folder,
     progress: Progress,
     may_ask: bool = True,
+    parsed: Folder | None = None,
 ) -> Outcome:
     """Bring `folder`'s annotations.parquet up to date with `records`, each id once.
 
@@ -70,6 +71,8 @@ def annotate(
         records: `id` and `text` (strings), ids unique; held in this process' memory.
         folder: the annotator's own: `workdir.annotations(annotator_id(config, task))`.
         may_ask: False parses the stored responses anew and never starts an engine.
+        parsed: gets annotations.parquet instead of `folder`, for records other than the sample's
+            that share its answers.
 
     Returns:
         Counts (in, out = labelled, dropped by reject reason). Details: `asked`, `reused`;
@@ -109,7 +112,7 @@ def annotate(
     details |= {f"paid_{name}": value for name, value in _tokens(responses).items()}
     details["paid_responses"] = len(responses) - responses["response"].null_count
     annotations = _parse(config, task, chosen)
-    folder.write_table(_ANNOTATIONS, annotations)
+    (parsed or folder).write_table(_ANNOTATIONS, annotations)
     return _outcome(wanted, annotations, details)
 
 

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llambert import STAGES
-from llambert.errors import LlambertError
+from llambert.errors import LlambertError, UserError
 
 if TYPE_CHECKING:
+    from llambert.nightly import Night
     from llambert.pipeline import Pipeline
     from llambert.step import Step
 
@@ -51,7 +52,10 @@ def run(config: str, overrides: tuple[str, ...], first: str | None, last: str | 
 
 def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str | None) -> None:
     pipeline = _pipeline(config, overrides)
-    chosen = STAGES[: STAGES.index(last) + 1 if last else None]
+    for named in filter(None, (first, last)):
+        _refuse_absent(pipeline, named)
+    stages = pipeline.stages
+    chosen = stages[: stages.index(last) + 1 if last else None]
     forced = chosen[chosen.index(first) :] if first in chosen else ()
     if first and not forced:
         raise click.UsageError(f"--from {first} comes after --until {last}")
@@ -74,6 +78,7 @@ def _stage_command(stage: str, summary: str) -> None:
     def command(config: str, overrides: tuple[str, ...], force: bool) -> None:
         supervised = _follow_supervisor()
         pipeline = _pipeline(config, overrides)
+        _refuse_absent(pipeline, stage)
         if supervised and stage != "corpus":
             pipeline.freeze()
         _run_stage(pipeline, stage, force, supervised)
@@ -86,9 +91,51 @@ for _name, _summary_line in {
     "train": "Fine-tune the encoder, each variant and seed.",
     "evaluate": "Measure the LLM and the encoders against gold.",
     "label": "Label every record of the corpus.",
+    "cascade": "Ask the LLM for the least certain labels, where the run file has `cascade`.",
+    "review": "Prepare the least certain records for people, where the run file has `review`.",
     "report": "Write the report.",
 }.items():
     _stage_command(_name, _summary_line)
+
+
+@cli.command()
+@_config
+@_settings
+@click.option("--model", metavar="FOLDER", help="Encoder that labels; by default the run's best.")
+@click.option("--publish", type=int, metavar="N", help="Only publish night N, which is held back.")
+def nightly(
+    config: str, overrides: tuple[str, ...], model: str | None, publish: int | None
+) -> None:
+    """Label the files that are new or changed since the last night of the same model.
+
+    A night whose labels look unlike those before is held back: exit code 3.
+    """
+    from llambert.config import load
+    from llambert.errors import DriftError
+    from llambert.nightly import Nights
+    from llambert.progress import duration
+
+    started = time.monotonic()
+    nights = Nights(load(config, overrides), model)
+    if publish is not None:
+        click.echo(f"published night {publish}: {nights.publish(publish).uri}/")
+        return
+    done = nights.label()
+    for night in done:
+        _night_summary(night)
+    if not done:
+        click.secho(f"Nothing new since night {nights.last}.", bold=True)
+    if waiting := [n for n in nights.waiting() if n not in [night.number for night in done]]:
+        click.echo(f"held back and not published: night {', '.join(map(str, waiting))}")
+    click.echo(f"in {duration(time.monotonic() - started)}")
+    if held := [night for night in done if night.held]:
+        words = ["llambert", "nightly", config, *(f"--set={each}" for each in overrides)]
+        words += [f"--model={model}"] if model else []
+        raise DriftError(
+            "\n".join(f"night {n.number} looks wrong: {why}" for n in held for why in n.held),
+            f"look at the labels in {held[-1].folder.uri}/, which are kept; "
+            f"`{shlex.join(words)} --publish {held[-1].number}` publishes them",
+        )
 
 
 @cli.command()
@@ -165,7 +212,7 @@ def demo(records: int, folder: str) -> None:
 def status(config: str, overrides: tuple[str, ...]) -> None:
     """Say which steps are done, stale or missing; nothing is run."""
     pipeline = _pipeline(config, overrides)
-    for stage in STAGES:
+    for stage in pipeline.stages:
         for step in pipeline.steps(stage):
             line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
             click.echo(line)
@@ -204,6 +251,14 @@ def _pipeline(config: str, overrides: tuple[str, ...], may_ask: bool = True) -> 
     from llambert.pipeline import Pipeline
 
     return Pipeline(load(config, overrides), may_ask=may_ask)
+
+
+def _refuse_absent(pipeline: "Pipeline", stage: str) -> None:
+    if stage not in pipeline.stages:
+        raise UserError(
+            f"the run file has no section {stage!r}, so that there is no such stage",
+            f"add it, or --set {stage}={{}} for its defaults",
+        )
 
 
 def _run_stages(
@@ -285,6 +340,20 @@ def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) 
             with Progress(stage) as progress:
                 manifest = run_step(step, progress)
             click.echo(_counts_line(title, manifest.counts, manifest.seconds))
+
+
+def _night_summary(night: "Night") -> None:
+    """Which files the night labelled, what became of their records, and where it lies."""
+    manifest, title = night.manifest, f"night {night.number}"
+    files = ", ".join(f"{n:,} {how}" for how, n in manifest.details["files"].items())
+    click.secho(f"{title}: {'held back' if night.held else 'published'}; files: {files}", bold=True)
+    rate = manifest.details["records_per_s"]
+    line = _counts_line(title, manifest.counts, manifest.seconds)
+    click.echo(line + (f"  {rate:,.1f}/s" if rate else ""))
+    click.echo(f"{'':<24} {night.folder.uri}/labels/")
+    figures = ", ".join(f"{name} {value:.3f}" for name, value in manifest.details["shifts"].items())
+    against = manifest.details["compared_with"]
+    click.echo(f"{'':<24} compared with {against}" + (f": {figures}" if figures else ""))
 
 
 def _counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:

@@ -11,11 +11,14 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from llambert.annotate import AnnotateConfig
+from llambert.cascade import CascadeConfig
+from llambert.drift import NightlyConfig
 from llambert.errors import UserError
 from llambert.evaluate import EvaluateConfig
 from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
 from llambert.records import CorpusConfig
+from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
 from llambert.section import Location, Section
 from llambert.storage import ARTEFACTS, is_remote
@@ -51,6 +54,15 @@ class RunConfig(Section):
         EvaluateConfig(), description="How models are measured against gold."
     )
     label: LabelConfig = Field(LabelConfig(), description="How the corpus is labelled.")
+    cascade: CascadeConfig | None = Field(
+        None, description="Ask the LLM for the least certain labels; not done by default."
+    )
+    review: ReviewConfig | None = Field(
+        None, description="Prepare the least certain labels for people; not done by default."
+    )
+    nightly: NightlyConfig = Field(
+        NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
+    )
 
     @field_validator("name")
     @classmethod

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from llambert import progress as progress_module
+from llambert.drift import LENGTH_EDGES, length_histogram
 from llambert.errors import CountError
 from llambert.records import DUPLICATE, DUPLICATES, Corpus
 from llambert.schema import QUARANTINE
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 QUARANTINED = "corpus.parquet"  # this stage's file in the quarantine
 
 # Upper edges, in characters, of the buckets that text lengths are counted in: each a few per cent
-# above the one before, so that a percentile is off by no more than that.
-_EDGES = np.unique(np.geomspace(1, 2**31, 700).astype(np.int64))
+# above the one before, so that a percentile is off by no more than that. With the coarser edges
+# among them the counts add up to a histogram for comparisons.
+_EDGES = np.union1d(np.geomspace(1, 2**31, 700).astype(np.int64), LENGTH_EDGES)
 _SORTED_ROWS = 2_000_000  # ids in one block of the sort
 _RUN_ROWS = 4_000_000  # duplicates sorted together in the driver, 12 bytes each
 _GROUP_ROWS = 32_768  # of a row group of duplicates: a reading task loads few of them
@@ -53,7 +55,8 @@ def inspect_corpus(
         progress: Told the records read.
 
     Returns:
-        Counts (`out`: good records) and details: files, corrupt_files, bytes, text_chars.
+        Counts (`out`: good records) and details: files, corrupt_files, bytes, text_chars,
+        text_lengths (`drift.length_histogram`).
 
     Raises:
         CountError: records were lost or doubled on the way.
@@ -73,11 +76,11 @@ def inspect_corpus(
     if ids:
         found = found.materialize()  # read once, used twice: ids and refused rows, no text
     totals = _Totals()
-    with _replacing(quarantine, QUARANTINED, QUARANTINE) as refused:
+    with replacing(quarantine, QUARANTINED, QUARANTINE) as refused:
         for table in _streamed(found.map_batches(_not_ids, **_BLOCKS)):
             totals.add(table)
             refused.write_table(_quarantined(corpus, table))
-        with _replacing(folder, DUPLICATES, DUPLICATE) as duplicates:
+        with replacing(folder, DUPLICATES, DUPLICATE) as duplicates:
             if ids and totals.good:
                 progress.begin(None, "looking for duplicated ids")
                 totals.duplicates = _write_duplicates(found, corpus, refused, duplicates)
@@ -234,6 +237,9 @@ class _Totals:
                 "corrupt_files": len(self.corrupt),
                 "bytes": corpus.bytes,
                 "text_chars": self.lengths(),
+                "text_lengths": length_histogram(
+                    _EDGES[list(self.buckets)], list(self.buckets.values())
+                ),
             },
         )
 
@@ -254,7 +260,7 @@ class _Totals:
 
 
 @contextlib.contextmanager
-def _replacing(folder: Folder, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+def replacing(folder: Folder, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
     """Write a Parquet file piece by piece; it takes its name when whole, or not at all."""
     folder.create()
     temporary = folder.path(f".{name}.{uuid.uuid4().hex}")

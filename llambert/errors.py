@@ -1,7 +1,7 @@
 """Every exception the product raises on purpose, each with what to do about it.
 
-A `UserError` is the caller's to mend (exit code 2); every other failure is ours or the
-machine's (exit code 1).
+A `UserError` is the caller's to mend (exit code 2), a `DriftError` for a person to look at
+(exit code 3); every other failure is ours or the machine's (exit code 1).
 """
 
 
@@ -34,3 +34,9 @@ class StageError(LlambertError):
 
 class CountError(StageError):
     """Records in and records out of a stage do not add up: something was lost or doubled."""
+
+
+class DriftError(LlambertError):
+    """A night was labelled and looks wrong, so that it is not published."""
+
+    exit_code = 3

@@ -11,13 +11,14 @@ from pydantic import Field
 
 from llambert.classify import label_rows
 from llambert.errors import CountError
+from llambert.interval import wilson_interval
 from llambert.progress import Counter, Progress
 from llambert.section import Section
 from llambert.storage import Folder, Outcome
 
 _BLOCKS = 16  # of the gold test set, so that several actors share it
 _BINS = 10  # of equal width, for the calibration error
-_PREDICTIONS = "predictions"
+PREDICTIONS = "predictions"
 _ERRORS = "errors.parquet"
 _ERROR = pa.schema(
     [
@@ -70,7 +71,7 @@ def evaluate(
     Raises:
         CountError: a model's predictions are not of the gold records.
     """
-    (folder / _PREDICTIONS).remove()
+    (folder / PREDICTIONS).remove()
     if folder.exists(_ERRORS):
         folder.fs.rm_file(folder.path(_ERRORS))
     metrics: dict[str, Any] = {"gold_records": gold.num_rows}
@@ -84,7 +85,7 @@ def evaluate(
         for model in models:
             predicted = _predict(gold, model.folder, counter, trust_remote_code)
             name = f"{model.variant}-seed-{model.seed}.parquet"
-            (folder / _PREDICTIONS).write_table(name, predicted)
+            (folder / PREDICTIONS).write_table(name, predicted)
             one = measure(predicted, labels)
             one["against_llm"] = _agreement(predicted, annotated)
             by_variant.setdefault(model.variant, {})[model.seed] = one
@@ -128,14 +129,6 @@ def measure(predicted: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
         "confusion": confusion_matrix(truth, said, labels=list(labels)).tolist(),
         "calibration_error": _calibration_error(predicted, correct),
     }
-
-
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % Wilson score interval of a share (Wilson, JASA 1927)."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def _calibration_error(predicted: pa.Table, correct: NDArray[np.bool_]) -> float | None:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from llambert.batching import length_grouped
 from llambert.encoder import load_classifier, load_tokenizer, local_folder, tokenize
-from llambert.forward import pad
 from llambert.errors import StageError
+from llambert.forward import pad
 from llambert.storage import Folder
 
 _CLOCK_STEPS = 10  # optimizer steps between two looks at the clock for a checkpoint
@@ -190,7 +190,7 @@ class _Worker:
         sums.zero_()
 
     def _evaluate(self) -> dict[str, float]:
-        """Loss and accuracy on the validation records, each of which counts once."""
+        """Loss, accuracy and mean confidence on the validation records; each counts once."""
         import torch
         from torch import distributed as dist
 
@@ -198,7 +198,8 @@ class _Worker:
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         size = 4 * self.job.batch_size  # there are no gradients to keep
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
-        sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)  # loss, correct
+        # loss, correct, confidence
+        sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         self.engine.eval()
         with torch.no_grad():
             for part in self._ahead(self._validation_part, batches):
@@ -206,9 +207,10 @@ class _Worker:
                 right = (logits.argmax(dim=-1) == part.targets).double()
                 sums[0] += (self._losses(part, logits) * part.weights).sum()
                 sums[1] += (right * part.weights).sum()
+                sums[2] += (logits.softmax(dim=-1).amax(dim=-1) * part.weights).sum()
         dist.all_reduce(sums)
-        loss, accuracy = (float(value) / len(rows) for value in sums)
-        return {"validation_loss": round(loss, 5), "validation_accuracy": round(accuracy, 5)}
+        names = ("validation_loss", "validation_accuracy", "validation_confidence")
+        return {name: round(float(s) / len(rows), 5) for name, s in zip(names, sums, strict=True)}
 
     def _logits(self, part: _Part) -> Any:
         return self.engine(**part.inputs).logits.float()

@@ -1,13 +1,21 @@
 """Whether a model named in a config can be had, found out before anything heavy starts."""
 
+import hashlib
 import json
 from pathlib import Path
 
 from llambert.errors import UserError
-from llambert.storage import is_remote
+from llambert.storage import Folder, is_remote
 
 _HUB_TIMEOUT_S = 3.0
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = _SAFETENSORS[0]
+
+
+def fingerprint_weights(model: Folder) -> str:
+    """The identity of a fine-tuned model: 12 hex digits of the SHA-256 of its weights."""
+    with model.fs.open(model.path(WEIGHTS), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def check_model(model: str, purpose: str) -> None:

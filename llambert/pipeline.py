@@ -1,6 +1,6 @@
 """The stages in order: what each is made of, and how they are tied together."""
 
-import hashlib
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import cached_property, wraps
@@ -12,20 +12,23 @@ from llambert import STAGES, cluster
 from llambert.annotate import annotate, annotator_id, check_answered
 from llambert.annotate import check as check_annotator
 from llambert.annotate import required_resources as annotate_needs
+from llambert.asked import annotated_gold, annotated_sample, labels_by_id, to_annotate
+from llambert.cascade import LABELLED_GOLD, LABELS, GoldTest, cascade
 from llambert.config import RunConfig, dump
 from llambert.corpus import inspect_corpus
 from llambert.deepspeed_settings import user_file
 from llambert.errors import UserError
-from llambert.evaluate import Trained, evaluate
-from llambert.gold import Gold, check_not_empty, first_by_hash, load_gold, without
+from llambert.evaluate import PREDICTIONS, Trained, evaluate
+from llambert.gold import Gold, check_not_empty, first_by_hash, load_gold
 from llambert.label import CHECKPOINT, label
+from llambert.models import fingerprint_weights
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
+from llambert.review import review
 from llambert.sample import draw_sample
-from llambert.schema import SAMPLE
-from llambert.step import Step, commit, made, output, versions
-from llambert.storage import Folder, Manifest, Outcome, Workdir, fingerprint, fingerprint_model
+from llambert.step import Step, check_writable, commit, made, output, versions
+from llambert.storage import Manifest, Outcome, Workdir, fingerprint, fingerprint_model
 from llambert.train import NOT_IN_IDENTITY, train
 from llambert.train import check as check_trainer
 from llambert.train import required_resources as train_needs
@@ -33,16 +36,9 @@ from llambert.train import required_resources as train_needs
 # Settings that change how fast a stage runs and not what it makes.
 _HOW_NOT_WHAT = {
     "train": NOT_IN_IDENTITY | {"workers"},
-    "label": {"variant", "workers", "batch_tokens", "accelerator_type"},
+    "label": {"variant", "workers", "cpus_per_worker", "batch_tokens", "accelerator_type"},
 }
 _SOURCES = "sources.json"  # in the corpus stage's folder: the files as it found them
-_PROBE = "_write_probe"
-_ANNOTATED_GOLD = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("id", "text", "gold", "label")),
-        pa.field("confidence", pa.float32()),
-    ]
-)
 
 
 def _once(make: Callable[..., Step]) -> Callable[..., Step]:
@@ -78,8 +74,16 @@ class Pipeline:
             "train": self._train,
             "evaluate": lambda: [self._evaluate()],
             "label": lambda: [self._label()],
+            "cascade": lambda: [self._cascade()],
+            "review": lambda: [self._review()],
             "report": lambda: [self._report()],
         }
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this run, in order: some are there only on request."""
+        absent = [name for name in ("cascade", "review") if getattr(self.config, name) is None]
+        return tuple(stage for stage in STAGES if stage not in absent)
 
     def steps(self, stage: str) -> list[Step]:
         """The steps of `stage`, in order, as things stand now."""
@@ -93,18 +97,12 @@ class Pipeline:
             UserError: a path, column or model that does not exist, or no access to one; a gold
                 set without a single record.
         """
-        try:
-            self.workdir.write_bytes(_PROBE, b"")
-            self.workdir.fs.rm_file(self.workdir.path(_PROBE))
-        except Exception as error:  # whatever the store's driver raises, the remedy is the same
-            raise UserError(
-                f"cannot write to the workdir {self.workdir.uri!r}: {error}",
-                "name a folder or bucket that you may write to",
-            ) from error
+        check_writable(self.workdir)
         check_not_empty(self.config.gold, self.config.task, self.gold)
-        if "annotate" in stages and not all(s.state == "done" for s in self.steps("annotate")):
+        pending = [s for s in stages if any(step.state != "done" for step in self.steps(s))]
+        if "annotate" in pending or "cascade" in pending:
             check_annotator(self.config.annotate, self.config.task)
-        if "train" in stages and not all(s.state == "done" for s in self.steps("train")):
+        if "train" in pending:
             check_trainer(self.config.train)
 
     def check_resources(self, stages: Iterable[str]) -> None:
@@ -116,6 +114,7 @@ class Pipeline:
         have = cluster.resources()
         needs = {
             "annotate": annotate_needs(self.config.annotate, have),
+            "cascade": annotate_needs(self.config.annotate, have),
             "train": train_needs(self.config.train, have),
         }
         for stage in [s for s in stages if s in needs]:
@@ -220,20 +219,16 @@ class Pipeline:
         self.workdir.quarantine.write_table("gold.parquet", self.gold.refused)
 
     def _to_annotate(self) -> pa.Table:
-        """The sample and the first gold test records by hash of id; each text, each id once.
+        """The sample and the first gold test records by hash of id."""
+        sample = self.workdir.sample.read_table("sample.parquet")
+        return to_annotate(sample, first_by_hash(self.gold.test, self.config.annotate.gold_records))
 
-        A gold record with the id of a sampled record and another text gets an id of its own.
-        """
-        records = self.workdir.sample.read_table("sample.parquet")
-        chosen = first_by_hash(self.gold.test, self.config.annotate.gold_records)
-        ids = set(records["id"].to_pylist())
-        texts = set(records["text"].to_pylist())
-        rows = [
-            {"id": f"gold:{row['id']}" if row["id"] in ids else row["id"], "text": row["text"]}
-            for row in chosen.to_pylist()
-            if row["text"] not in texts
-        ]
-        return pa.concat_tables([records, pa.Table.from_pylist(rows, schema=SAMPLE)])
+    def _annotations(self) -> pa.Table:
+        columns = ["id", "label", "confidence"]
+        return self._annotate().folder.read_table("annotations.parquet", columns)
+
+    def _annotated_gold(self) -> pa.Table:
+        return annotated_gold(self._to_annotate(), self._annotations(), self.gold)
 
     def _train(self) -> list[Step]:
         wanted = set(self.config.variants)
@@ -261,16 +256,17 @@ class Pipeline:
             records: pa.Table = self.gold.train
             dropped: dict[str, int] = {}
             if variant == "llambert":
-                records, dropped = self._annotated_sample()
+                sample = self.workdir.sample.read_table("sample.parquet")
+                records, dropped = annotated_sample(sample, self._annotations(), self.gold.test)
             progress.begin(None, f"{variant} seed {seed}")
             outcome = train(config, labels, records, start, seed, folder, progress)
             outcome.counts["in"] += sum(dropped.values())
             outcome.counts["dropped"] |= dropped
-            outcome.output = _weights(folder)
+            outcome.output = fingerprint_weights(folder)
             return outcome
 
         made_from = [self._encoder, user_file(config.deepspeed)]
-        settings = [_what(config, "train"), made_from, labels, variant, seed]
+        settings = [what_matters(config, "train"), made_from, labels, variant, seed]
         title = f"train {variant} seed {seed}"
         return Step("train", title, folder, run, inputs, settings, unit=(variant, seed))
 
@@ -282,24 +278,6 @@ class Pipeline:
         """Variant, seed and step of the training steps of `variants`."""
         units = [(*step.unit, step) for step in self._train() if step.unit]
         return [unit for unit in units if unit[0] in variants]
-
-    def _annotated_sample(self) -> tuple[pa.Table, dict[str, int]]:
-        """id, text, label of the sampled records to train on; how many are left out, and why."""
-        answers = self._answers()
-        sample = self.workdir.sample.read_table("sample.parquet")
-        labels = pa.array([answers.get(key) for key in sample["id"].to_pylist()], pa.string())
-        labelled = sample.append_column("label", labels).filter(labels.is_valid())
-        kept = without(labelled, self.gold.test)
-        dropped = {
-            "no_label": sample.num_rows - labelled.num_rows,
-            "in_gold_test": labelled.num_rows - kept.num_rows,
-        }
-        return kept, {reason: records for reason, records in dropped.items() if records}
-
-    def _answers(self) -> dict[str, str | None]:
-        """The label of each annotated record; None where the answer was rejected."""
-        table = self._annotate().folder.read_table("annotations.parquet", ["id", "label"])
-        return dict(zip(table["id"].to_pylist(), table["label"].to_pylist(), strict=True))
 
     @_once
     def _evaluate(self) -> Step:
@@ -326,36 +304,18 @@ class Pipeline:
         settings = self.config.evaluate.model_dump()
         return Step("evaluate", "evaluate", folder, run, inputs, settings)
 
-    def _annotated_gold(self) -> pa.Table:
-        """id, text, gold, label, confidence of the annotated records that have a gold label.
-
-        They are found by their text: ids of different files may be the same by chance. A test
-        record bears its own id, by which the encoders' labels are compared with it.
-        """
-        train = {row["text"]: row for row in self.gold.train.to_pylist()}
-        test = {row["text"]: row for row in self.gold.test.to_pylist()}
-        columns = ["id", "label", "confidence"]
-        table = self._annotate().folder.read_table("annotations.parquet", columns)
-        answers = {row["id"]: row for row in table.to_pylist()}
-        rows = []
-        for asked in self._to_annotate().to_pylist():
-            known = test.get(asked["text"]) or train.get(asked["text"])
-            if known:
-                key = known["id"] if asked["text"] in test else f"train:{known['id']}"
-                truth = {"id": key, "text": asked["text"], "gold": known["label"]}
-                rows.append({**answers[asked["id"]], **truth})
-        return pa.Table.from_pylist(rows, schema=_ANNOTATED_GOLD).sort_by("id")
+    def _best(self) -> tuple[Step, Manifest] | None:
+        """The training step whose encoder labels; None until all of its variant are done."""
+        units = [step for _, _, step in self._units(self.config.label_variant)]
+        trained = [(step, manifest) for step in units if (manifest := step.manifest)]
+        return max(trained, key=_validation_accuracy) if len(trained) == len(units) else None
 
     @_once
     def _label(self) -> Step:
-        corpus, variant = self._corpus(), self.config.label_variant
-        units = [step for _, _, step in self._units(variant)]
-        trained = [(step, manifest) for step in units if (manifest := step.manifest)]
-        ready = len(trained) == len(units)
-        best = max(trained, key=_validation_accuracy) if ready else None
+        corpus, variant, best = self._corpus(), self.config.label_variant, self._best()
         model = best[1].output if best else None
         folder = self.workdir.labels(model or "unknown")
-        settings = [_what(self.config.label, "label"), variant]
+        settings = [what_matters(self.config.label, "label"), variant]
         inputs = {"corpus": output(corpus), "train": model}
 
         def run(progress: Progress) -> Outcome:
@@ -379,8 +339,73 @@ class Pipeline:
         )
         return step
 
+    @_once
+    def _cascade(self) -> Step:
+        settings = self.config.cascade
+        assert settings is not None
+        config, task, folder = self.config.annotate, self.config.task, self.workdir.cascade
+        corpus, annotated, labelled = self._corpus(), self._annotate(), self._label()
+
+        def run(progress: Progress) -> Outcome:
+            return cascade(
+                settings,
+                self.corpus,
+                corpus.folder,
+                labelled.folder,
+                made(labelled).counts["out"],
+                self._gold_test_labelled(),
+                self._to_annotate(),
+                lambda records: annotate(
+                    config, task, records, annotated.folder, progress, parsed=folder
+                ),
+                folder,
+                progress,
+            )
+
+        steps = (annotated, self._evaluate(), labelled)
+        inputs = {step.title: output(step) for step in steps}
+        parsing = [annotator_id(config, task), config.parse, task.labels]
+        return Step("cascade", "cascade", folder, run, inputs, [settings.model_dump(), parsing])
+
+    def _gold_test_labelled(self) -> GoldTest:
+        """What the encoder that labels, and annotate's LLM, made of the gold test records."""
+        best = self._best()
+        assert best is not None and best[0].unit is not None
+        if not self.gold.test.num_rows:
+            return GoldTest(LABELLED_GOLD.empty_table(), {})
+        variant, seed = best[0].unit
+        table = (self.workdir.evaluation / PREDICTIONS).read_table(f"{variant}-seed-{seed}.parquet")
+        texts = self.gold.test.sort_by("id")["text"]  # the predictions are sorted likewise
+        known = labels_by_id(self._annotated_gold())
+        return GoldTest(table.append_column("text", texts), known)
+
+    @_once
+    def _review(self) -> Step:
+        settings, folder = self.config.review, self.workdir.review
+        assert settings is not None
+        corpus, labelled = self._corpus(), self._label()
+        second = self._cascade() if self.config.cascade else None
+        names = list(self.config.task.labels)
+
+        def run(progress: Progress) -> Outcome:
+            return review(
+                settings,
+                self.corpus,
+                corpus.folder,
+                second.folder / LABELS if second else labelled.folder,
+                made(labelled).counts["out"],
+                made(second).details["answered"] if second else None,
+                names,
+                os.path.basename(labelled.folder.uri),
+                folder,
+                progress,
+            )
+
+        inputs = {step.title: output(step) for step in (labelled, second) if step}
+        return Step("review", "review", folder, run, inputs, [settings.model_dump(), names])
+
     def _report(self) -> Step:
-        steps = [step for stage in STAGES[:-1] for step in self._plans[stage]()]
+        steps = [step for stage in self.stages[:-1] for step in self._plans[stage]()]
 
         def run(progress: Progress) -> Outcome:
             done = {step.title: (step.folder, made(step)) for step in steps}
@@ -395,15 +420,9 @@ def _validation_accuracy(trained: tuple[Step, Manifest]) -> float:
     return trained[1].details["validation_accuracy"] or 0.0
 
 
-def _what(config: Any, stage: str) -> dict[str, Any]:
+def what_matters(config: Any, stage: str) -> dict[str, Any]:
     """The settings that change what a stage makes."""
     return config.model_dump(exclude=_HOW_NOT_WHAT[stage])
-
-
-def _weights(model: Folder) -> str:
-    """A fingerprint of a model's weights."""
-    with model.fs.open(model.path("model.safetensors"), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def _content(table: pa.Table, *columns: str) -> str:

@@ -21,7 +21,7 @@ _WORK = {
     "device_seconds": ("device-seconds", ["device_seconds"]),
     "device": ("device", ["device"]),
 }
-_WORKING = {"annotate", "train", "label"}  # the stages that keep a model busy
+_WORKING = {"annotate", "train", "label", "cascade"}  # the stages that keep a model busy
 _DROPPED = {"corpus": "refused", "annotate": "rejected"}  # a record that a sample leaves is neither
 _NO_COUNT = {"prompt_tokens", "output_tokens", "tokens"}  # 0: the engine did not count
 
@@ -70,8 +70,9 @@ def _stage(folder: Folder, manifest: Manifest) -> dict[str, Any]:
 def _work(manifest: Manifest) -> dict[str, Any]:
     """How fast a step was and what it took: what its manifest tells, and nothing else."""
     figures = {}
+    details = manifest.details.get("cost", manifest.details)  # a cascade's is apart
     for name, (_, keys) in _WORK.items():
-        found = [v for v in (manifest.details.get(key) for key in keys) if v is not None]
+        found = [v for v in (details.get(key) for key in keys) if v is not None]
         if found and not (name in _NO_COUNT and found[0] == 0):
             figures[name] = found[0]
     return figures

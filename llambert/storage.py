@@ -275,9 +275,10 @@ class Folder:
             self.fs.rm_file(self.path(MANIFEST))
 
 
-ARTEFACTS = frozenset(  # the folders of a Workdir
-    ["corpus", "sample", "annotations", "models", "evaluation", "labels", "quarantine", "report"]
-)
+ARTEFACTS = {  # the folders of a Workdir
+    *("corpus", "sample", "annotations", "models", "evaluation"),
+    *("labels", "cascade", "review", "quarantine", "report", "nightly"),
+}
 
 
 class Workdir(Folder):
@@ -305,12 +306,23 @@ class Workdir(Folder):
         return self / "labels" / model
 
     @property
+    def cascade(self) -> Folder:
+        return self / "cascade"
+
+    @property
+    def review(self) -> Folder:
+        return self / "review"
+
+    @property
     def quarantine(self) -> Folder:
         return self / "quarantine"
 
     @property
     def report(self) -> Folder:
         return self / "report"
+
+    def nightly(self, model: str) -> Folder:
+        return self / "nightly" / model
 
 
 def list_files(uris: Iterable[str], suffixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from pydantic import Field, model_validator
 
 from llambert import cluster
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings, user_file
+from llambert.drift import length_histogram
 from llambert.errors import LlambertError, StageError, UserError
 from llambert.models import check_model
 from llambert.progress import Progress
@@ -205,6 +206,7 @@ def train(
     )
     figures = _fit(config, job, name, gpu)
     details = _details(config, job, figures, targets, gpu)
+    details["text_lengths"] = length_histogram(table["length"].to_numpy())
     folder.write_json("metrics.json", details | {"init_from": init_from, "seed": seed})
     (folder / _CHECKPOINTS).remove()
     return Outcome({"in": len(targets), "out": len(targets), "dropped": {}}, details)
@@ -444,6 +446,7 @@ def _details(
         )
     return {
         "validation_accuracy": best.get("validation_accuracy"),
+        "validation_confidence": best.get("validation_confidence"),
         "best_epoch": figures["best_epoch"],
         "epochs": figures["history"],
         "training_records": len(job.training),

@@ -95,6 +95,19 @@ def _window(config: AnnotateConfig) -> int:
     return int(window)
 
 
+def engine_settings(
+    config: AnnotateConfig, task: TaskConfig, where: str, window: int
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, str]]:
+    """vLLM's engine arguments, its sampling parameters and the environment that it gets.
+
+    Args:
+        where: 'cpu' or 'gpu'.
+        window: tokens of prompt and answer together.
+    """
+    kwargs, environment = _engine_kwargs(config, where, window)
+    return kwargs, _sampling_params(config, task), environment
+
+
 def _sampling_params(config: AnnotateConfig, task: TaskConfig) -> dict[str, Any]:
     params: dict[str, Any] = {
         "max_tokens": config.max_tokens,
@@ -107,9 +120,9 @@ def _sampling_params(config: AnnotateConfig, task: TaskConfig) -> dict[str, Any]
     return params | {"structured_outputs": limits} if limits else params
 
 
-def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
-    from ray.data.llm import vLLMEngineProcessorConfig
-
+def _engine_kwargs(
+    config: AnnotateConfig, where: str, window: int
+) -> tuple[dict[str, Any], dict[str, str]]:
     kwargs: dict[str, Any] = {
         "tensor_parallel_size": config.tensor_parallel_size,
         "pipeline_parallel_size": config.pipeline_parallel_size,
@@ -122,19 +135,25 @@ def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
         "seed": config.seed,
         "max_num_seqs": _MAX_NUM_SEQS,
     }
-    placement, environment = None, {}
+    environment = {}
     if where == "cpu":
         kwargs["distributed_executor_backend"] = "mp"
         kwargs["enforce_eager"] = True
         kwargs["dtype"] = "float32" if config.dtype == "auto" else config.dtype
-        placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices}
         defaults = {
             "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
             # Binding threads to cores counts the machine's cores, not those that Ray gave.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         }
         environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
-    kwargs |= config.engine_kwargs
+    return kwargs | config.engine_kwargs, environment
+
+
+def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
+    from ray.data.llm import vLLMEngineProcessorConfig
+
+    kwargs, environment = _engine_kwargs(config, where, window)
+    placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices} if where == "cpu" else None
     batches = max(2, math.ceil(kwargs["max_num_seqs"] / config.batch_size))
     return vLLMEngineProcessorConfig(
         model_source=config.model,

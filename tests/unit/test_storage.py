@@ -333,5 +333,6 @@ def test_every_folder_of_a_workdir_is_an_artefact():
     """A corpus may lie beside them, never in one: `config._overlap` goes by these names."""
     workdir = Workdir("/w")
     folders = [workdir.annotations("a"), workdir.model("v", 1), workdir.labels("m")]
+    folders += [workdir.nightly("m")]
     folders += [getattr(workdir, k) for k, v in vars(Workdir).items() if isinstance(v, property)]
     assert {folder.uri.split("/")[2] for folder in folders} == ARTEFACTS

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from llambert.batching import token_budget
 from llambert.demo.recipes import common
 from llambert.demo.reviews import review
-from llambert.forward import pad
 from llambert.engines.prompts import PromptBuilder
+from llambert.forward import pad
 from llambert.gold import GoldConfig, load_gold
 from llambert.task import TaskConfig
 

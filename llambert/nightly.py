@@ -1,0 +1,343 @@
+"""The nightly job: labels what is new or changed in the corpus, and holds back what looks wrong.
+
+The nights of a model lie in a folder of their own, each apart from the others, so that a night
+costs what its own files cost however many there were before.
+"""
+
+import re
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from llambert import cluster
+from llambert.config import RunConfig
+from llambert.corpus import inspect_corpus
+from llambert.drift import Profile, reasons, shifts, together
+from llambert.errors import StageError, UserError
+from llambert.label import CHECKPOINT, label
+from llambert.lease import Lease
+from llambert.ledger import Entry, Ledger, entries
+from llambert.nightly_model import find_model, weights_version
+from llambert.pipeline import what_matters
+from llambert.progress import Progress
+from llambert.records import Corpus, Source, open_corpus
+from llambert.step import Step, check_writable, output, run_step, versions
+from llambert.storage import Folder, Manifest, Outcome, Workdir, fingerprint
+
+PUBLISHED = "_SUCCESS"  # as Spark and Hadoop mark a folder that is whole, for sensors to wait for
+_SOURCES = "sources.json"  # the night's files as they were when it began
+_REFERENCE_NIGHTS = 7  # so that no weekday is missing
+_READERS = 16  # files of labels read at once
+
+
+@dataclass(frozen=True)
+class _Job:
+    """A night to be done: its number and its files, frozen."""
+
+    number: int
+    corpus: Corpus  # of these files alone
+    entries: list[Entry]
+    files: dict[str, int]  # new, changed, unchanged
+
+
+@dataclass(frozen=True)
+class Night:
+    """A night that has been done."""
+
+    number: int
+    folder: Folder
+    manifest: Manifest
+
+    @property
+    def held(self) -> list[str]:
+        """Why it is held back; empty where it is published."""
+        return self.manifest.details["held"]
+
+
+class Nights:
+    """The nights of one model, in `workdir/nightly/<model>/`."""
+
+    def __init__(self, config: RunConfig, model: str | None = None) -> None:
+        """
+        Args:
+            model: Folder of the encoder; by default that of the run's variant and the seed that
+                did best on its validation records.
+
+        Raises:
+            UserError: no such model, or one of other labels; no access to the workdir.
+        """
+        check_writable(Workdir(config.workdir))
+        self._config = config
+        self._model = find_model(config, model)
+        self.folder = Workdir(config.workdir).nightly(self._model.id)
+        self._ledger = Ledger(self.folder)
+
+    @property
+    def last(self) -> int:
+        """The number of the last finished night; 0 where there is none."""
+        return self._ledger.last_night()
+
+    def waiting(self) -> list[int]:
+        """The numbers of the nights that are held back and not published since."""
+        manifest = self._night(self.last).manifest()
+        known = manifest.details["waiting"] if manifest else []
+        return [number for number in known if not self._night(number).exists(PUBLISHED)]
+
+    def label(self) -> list[Night]:
+        """Label the files that are new or changed; Ray is started only where there are any.
+
+        A night that was killed goes on with its own files, if they are as they were, and what
+        came since is a further night.
+
+        Returns:
+            The nights done now: none, one, or two.
+
+        Raises:
+            UserError: another process is at it, or the corpus is not to be read.
+            CountError: records were lost or doubled.
+            StageError: the store failed, or the model was changed meanwhile.
+        """
+        with Lease(self.folder):
+            corpus = open_corpus(self._config.corpus)
+            self._repair(corpus)
+            self._check_columns(corpus)
+            resumed = self._unfinished(corpus)
+            job = resumed or self._begin(corpus)
+            if job is None:
+                return []
+            with cluster.connection():
+                done = [self._do(job)]
+                further = self._begin(open_corpus(self._config.corpus)) if resumed else None
+                return [*done, self._do(further)] if further else done
+
+    def publish(self, number: int) -> Folder:
+        """Publish a night that is held back; returns its folder.
+
+        Raises:
+            UserError: no such night, or it is not finished.
+        """
+        folder = self._night(number)
+        if folder.manifest() is None:
+            raise UserError(
+                f"there is no finished night {number} in {self.folder.uri!r}",
+                f"the last one is {self.last}",
+            )
+        folder.write_bytes(PUBLISHED, b"")
+        return folder
+
+    def _night(self, number: int) -> Folder:
+        return self.folder / f"night-{number:04d}"
+
+    def _numbers(self) -> list[int]:
+        """Of the nights begun, in order."""
+        found = [re.fullmatch(r"night-(\d+)", name) for name in self.folder.folders()]
+        return sorted(int(match[1]) for match in found if match)
+
+    def _repair(self, corpus: Corpus) -> None:
+        """Conclude a night that was killed between its manifest and its last file."""
+        number = max(self._numbers(), default=0)
+        manifest = self._night(number).manifest()
+        if manifest and not self._concluded(number, manifest):
+            self._conclude(self._frozen(number, corpus), manifest)
+
+    def _check_columns(self, corpus: Corpus) -> None:
+        manifest = self._night(self.last).manifest()
+        if manifest and manifest.inputs["columns"] != _columns(corpus):
+            raise UserError(
+                f"the nights in {self.folder.uri!r} were labelled with another corpus.id, "
+                "corpus.text or corpus.format",
+                "set these as they were, or give the nights that follow another workdir",
+            )
+
+    def _frozen(self, number: int, corpus: Corpus) -> _Job:
+        """A night that was begun, with its files as they were then."""
+        found = self._night(number).read_json(_SOURCES)
+        sources, rows = [], []
+        for each in found["sources"]:
+            digest = each.pop("hash")
+            source = Source(**each)
+            sources.append(source)
+            rows.append(Entry(source.uri, source.size, source.version, digest, number))
+        return _Job(number, replace(corpus, sources=tuple(sources)), rows, found["files"])
+
+    def _unfinished(self, corpus: Corpus) -> _Job | None:
+        """The night that was begun last, if it is not finished and its files are as they were."""
+        number = max(self._numbers(), default=0)
+        if number <= self.last or not self._night(number).exists(_SOURCES):
+            return None
+        job = self._frozen(number, corpus)
+        return job if set(job.corpus.sources) <= set(corpus.sources) else None
+
+    def _begin(self, corpus: Corpus) -> _Job | None:
+        """Choose and freeze the files of a further night; None where there are none."""
+        changes = self._ledger.changes(corpus.sources)
+        if changes.touched:
+            self._ledger.write(changes.touched, self.last)
+        chosen = sorted([*changes.new, *changes.changed], key=lambda source: source.uri)
+        if not chosen:
+            return None
+        number = self.last + 1
+        rows = entries(chosen, number)
+        files = {"new": len(changes.new), "changed": len(changes.changed)}
+        files["unchanged"] = changes.unchanged
+        self._night(number).remove()  # of a killed night whose files are not as they were
+        pairs = zip(chosen, rows, strict=True)
+        frozen = [{**vars(source), "hash": row.hash} for source, row in pairs]
+        self._night(number).write_json(_SOURCES, {"files": files, "sources": frozen})
+        return _Job(number, replace(corpus, sources=tuple(chosen)), rows, files)
+
+    def _do(self, job: _Job) -> Night:
+        started = time.monotonic()
+        folder = self._night(job.number)
+        corpus, labels = self._steps(job)
+        if weights_version(self._model.folder) != self._model.version:
+            raise StageError(
+                f"the model {self._model.folder.uri!r} was changed while it labelled",
+                "the same command labels the night anew; do not train in the meantime",
+            )
+        (folder / "labels" / CHECKPOINT).remove()
+        manifest = Manifest(
+            stage="nightly",
+            fingerprint=labels.fingerprint,
+            output=labels.output,
+            counts=corpus.counts | {"out": labels.counts["out"]},
+            seconds=round(time.monotonic() - started, 3),
+            details={
+                "files": job.files,
+                "records_per_s": labels.details.get("records_per_s"),
+                **self._judged(folder, corpus, job.number),
+            },
+            inputs={"model": self._model.id, "columns": _columns(job.corpus)},
+            versions=versions(),
+        )
+        folder.finish(manifest)
+        self._conclude(job, manifest)
+        return Night(job.number, folder, manifest)
+
+    def _steps(self, job: _Job) -> tuple[Manifest, Manifest]:
+        """What an ordinary run does with a corpus, with the night's files: corpus, label."""
+        config, model, folder = self._config, self._model, self._night(job.number)
+
+        def read(progress: Progress) -> Outcome:
+            quarantine = folder / "quarantine"
+            return inspect_corpus(job.corpus, corpus.folder, quarantine, progress)
+
+        def classify(progress: Progress) -> Outcome:
+            if not inspected.counts["out"]:  # not worth the start of a model
+                return Outcome({"in": 0, "out": 0, "dropped": {}})
+            return label(
+                config.label,
+                job.corpus,
+                corpus.folder,
+                inspected.counts["out"],
+                model.folder.uri,
+                labels.fingerprint,
+                labels.folder,
+                progress,
+                trust_remote_code=config.train.trust_remote_code,
+            )
+
+        sources = [vars(source) for source in job.corpus.sources]
+        settings = [config.corpus.model_dump(), sources]
+        corpus = Step("corpus", "corpus", folder / "corpus", read, settings=settings)
+        inspected = _made(corpus)
+        labels = Step(
+            *("label", "label", folder / "labels", classify),
+            inputs={"corpus": inspected.output, "train": model.id},
+            settings=[what_matters(config.label, "label"), model.version],
+            from_scratch=True,
+        )
+        return inspected, _made(labels)
+
+    def _judged(self, folder: Folder, corpus: Manifest, number: int) -> dict[str, Any]:
+        """The night's profile, what it is compared with, and why it is held back, if it is."""
+        night = _profile(folder / "labels", corpus.details["text_lengths"])
+        bounds, held = self._config.nightly, []
+        reference, name = self._reference()
+        figures: dict[str, float] = {}
+        if night.records < bounds.least_records:
+            name = f"nothing: fewer than {bounds.least_records:,} records (nightly.least_records)"
+        elif reference is None:
+            name = "nothing: the model's folder has no figures of its training data"
+        else:
+            figures = shifts(night, reference)
+            held = reasons(bounds, night, reference, name)
+        if corpus.counts["in"] and not corpus.counts["out"]:
+            held = ["not one of its records is good: quarantine/ has the reasons"]
+        return {
+            "profile": asdict(night),
+            "compared_with": name,
+            "shifts": figures,
+            "held": held,
+            "waiting": [*self.waiting(), *([number] if held else [])],
+        }
+
+    def _reference(self) -> tuple[Profile | None, str]:
+        """What the night is compared with, and its name.
+
+        The last published nights, once they have enough records together, else the training data.
+        """
+        found: dict[int, Profile] = {}
+        for number in reversed(self._numbers()):
+            folder = self._night(number)
+            if folder.exists(PUBLISHED) and (manifest := folder.manifest()):
+                found[number] = Profile(**manifest.details["profile"])
+            if len(found) == _REFERENCE_NIGHTS:
+                break
+        past = together(found.values())
+        if past.records >= self._config.nightly.least_records:
+            first, last = min(found), max(found)
+            return past, f"night {last}" if first == last else f"nights {first} to {last}"
+        return self._model.training, "the training data"
+
+    def _concluded(self, number: int, manifest: Manifest) -> bool:
+        held = manifest.details["held"]
+        return number <= self.last and bool(held or self._night(number).exists(PUBLISHED))
+
+    def _conclude(self, job: _Job, manifest: Manifest) -> None:
+        """What follows a night's manifest; may be done twice."""
+        self._ledger.write(job.entries, job.number)
+        if not manifest.details["held"]:
+            self._night(job.number).write_bytes(PUBLISHED, b"")
+
+
+def _columns(corpus: Corpus) -> str:
+    """A fingerprint of how the files are read."""
+    return fingerprint([corpus.format, corpus.config.id, corpus.config.text])
+
+
+def _made(step: Step) -> Manifest:
+    """The manifest of a step, which is run unless it is done."""
+    if output(step) is None:
+        with Progress(step.stage) as progress:
+            return run_step(step, progress)
+    assert step.manifest
+    return step.manifest
+
+
+def _profile(labels: Folder, lengths: dict[str, int]) -> Profile:
+    """The profile of a folder of labels, read a few files and a few thousand rows at a time."""
+
+    def count(name: str) -> tuple[Counter[str], float]:
+        seen: Counter[str] = Counter()
+        confidence = 0.0
+        with labels.fs.open(labels.path(name), "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["label", "confidence"]):
+                for entry in pc.value_counts(batch["label"]).to_pylist():
+                    seen[entry["values"]] += entry["counts"]
+                confidence += pc.sum(batch["confidence"]).as_py() or 0.0
+        return seen, confidence
+
+    shares: Counter[str] = Counter()
+    total = 0.0
+    with ThreadPoolExecutor(_READERS) as readers:
+        for seen, confidence in readers.map(count, labels.files(".parquet")):
+            shares.update(seen)
+            total += confidence
+    records = shares.total()
+    return Profile(dict(shares), round(total / records, 5) if records else None, lengths)

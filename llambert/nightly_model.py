@@ -1,0 +1,82 @@
+"""Which encoder labels the nights, and what it learned from."""
+
+import os
+from dataclasses import dataclass, replace
+
+from llambert.config import RunConfig
+from llambert.drift import Profile, together, training_profile
+from llambert.errors import UserError
+from llambert.models import WEIGHTS, fingerprint_weights
+from llambert.storage import Folder, Manifest, Workdir, is_remote, join, list_files
+
+
+@dataclass(frozen=True)
+class NightlyModel:
+    """A fine-tuned encoder."""
+
+    folder: Folder
+    id: str  # fingerprint of the weights
+    version: str  # `weights_version`, as found with the fingerprint
+    training: Profile | None  # of the records it learned from, where its folder tells
+
+
+def find_model(config: RunConfig, given: str | None) -> NightlyModel:
+    """The encoder in the folder `given`; by default the run's best one.
+
+    Raises:
+        UserError: no such model, or one of other labels.
+    """
+    folder, manifest = _given(given) if given else _best(config)
+    names = set(folder.read_json("config.json").get("id2label", {}).values())
+    if names != set(config.task.labels):
+        raise UserError(
+            f"the model {folder.uri!r} labels {sorted(names)}, and the task's labels are "
+            f"{sorted(config.task.labels)}",
+            "train a model for these labels, or name another with `--model`",
+        )
+    version = weights_version(folder)
+    # What another program left may bear a manifest of weights that were there before
+    id = manifest.output if manifest and not given else fingerprint_weights(folder)
+    return NightlyModel(folder, id, version, _training(folder, manifest))
+
+
+def weights_version(model: Folder) -> str:
+    """What changes with the file of weights; quicker to have than its fingerprint."""
+    (found,) = list_files([join(model.uri, WEIGHTS)])
+    return found["version"]
+
+
+def _given(model: str) -> tuple[Folder, Manifest | None]:
+    folder = Folder(model if is_remote(model) else os.path.abspath(model))
+    if not (folder.exists("config.json") and folder.exists(WEIGHTS)):
+        raise UserError(
+            f"--model: {model!r} holds no config.json and {WEIGHTS}",
+            "name the folder of a fine-tuned encoder, such as models/combined/seed-1",
+        )
+    return folder, folder.manifest()
+
+
+def _best(config: RunConfig) -> tuple[Folder, Manifest]:
+    """The run's best model; finished is enough, for new files make every step stale."""
+    workdir, variant = Workdir(config.workdir), config.label_variant
+    folders = [workdir.model(variant, seed) for seed in config.train.seeds]
+    trained = [(each, manifest) for each in folders if (manifest := each.manifest())]
+    if not trained:
+        raise UserError(
+            f"there is no trained model of the variant {variant} in {workdir.uri!r}",
+            "`llambert run CONFIG` trains one; `--model FOLDER` names another",
+        )
+    return max(trained, key=lambda found: found[1].details["validation_accuracy"] or 0)
+
+
+def _training(folder: Folder, manifest: Manifest | None) -> Profile | None:
+    """What the model learned from; of a combined one also what the model before it did."""
+    profile = training_profile(manifest.details) if manifest else None
+    if profile is None:
+        return None
+    start = folder.read_json("metrics.json")["init_from"]
+    before = Folder(start).manifest() if is_remote(start) or os.path.isabs(start) else None
+    earlier = training_profile(before.details) if before else None
+    if earlier is None:
+        return profile
+    return replace(together([profile, earlier]), confidence=profile.confidence)
