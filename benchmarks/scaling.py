@@ -1,0 +1,155 @@
+"""Whether memory stays and throughput holds as the corpus grows, and what a second worker brings.
+
+    python benchmarks/scaling.py --model llambert/demo/mini-roberta --png scaling.png
+
+Short invented records go through the corpus stage and the label stage, each size and number of
+workers in a process and a Ray of its own. Twice a second its memory is read: of the driver and of
+the largest worker what they share with nobody (USS), of the object store what is in use.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow as pa
+
+from llambert.demo.writing import write_review
+from llambert.schema import SAMPLE
+from llambert.storage import Folder
+
+_CHARACTERS = 80  # of each record
+_ROWS_A_FILE = 50_000
+_EVERY_S = 0.5
+_PARTS = ("driver", "worker", "object_store")
+
+_DRIVER = """
+import json, sys
+from llambert import cluster
+from llambert.corpus import inspect_corpus
+from llambert.label import LabelConfig, label
+from llambert.progress import Progress
+from llambert.records import CorpusConfig, open_corpus
+from llambert.storage import Folder
+
+place, corpus, model, workers = sys.argv[1:]
+found = open_corpus(CorpusConfig(path=corpus, id="id"))
+with cluster.connection(), Progress("label", quiet=True) as progress:
+    inventory = Folder(place + "/inventory")
+    good = inspect_corpus(found, inventory, Folder(place + "/quarantine"), progress).counts["out"]
+    config = LabelConfig(workers=(int(workers), int(workers)), cpus_per_worker=1)
+    labels = Folder(place + "/labels")
+    outcome = label(config, found, inventory, good, model, "scaling", labels, progress)
+print(json.dumps(outcome.details))
+"""
+
+
+def main() -> None:
+    a = _arguments()
+    rows = []
+    with tempfile.TemporaryDirectory() as place:
+        for records in a.records:
+            corpus = f"{place}/corpus-{records}"
+            _write(corpus, records)
+            for workers in a.workers:
+                rows.append(_measure(f"{place}/{records}-{workers}", corpus, a.model, workers))
+                rows[-1] |= {"records": records, "workers": workers}
+                print(_line(rows[-1]), flush=True)
+    if a.json:
+        Path(a.json).write_text(json.dumps({"runs": rows, "command": vars(a)}, indent=2) + "\n")
+    if a.png:
+        _draw(rows, a.png)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", required=True, help="folder of an encoder")
+    parser.add_argument("--records", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--png", help="draw memory over time to this file")
+    return parser.parse_args()
+
+
+def _write(corpus: str, records: int) -> None:
+    for number, start in enumerate(range(0, records, _ROWS_A_FILE)):
+        indices = range(start, min(start + _ROWS_A_FILE, records))
+        texts = [write_review(0, index)[0][:_CHARACTERS] for index in indices]
+        table = pa.table([[f"r{i:08d}" for i in indices], texts], schema=SAMPLE)
+        Folder(corpus).write_table(f"{number:05d}.parquet", table)
+
+
+def _measure(place: str, corpus: str, model: str, workers: int) -> dict[str, Any]:
+    """Throughput, and the memory of each part over time in MiB."""
+    command = [sys.executable, "-c", _DRIVER, place, corpus, model, str(workers)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started, series = time.monotonic(), defaultdict(list)
+    while process.poll() is None:
+        series["seconds"].append(round(time.monotonic() - started, 1))
+        for part, size in _memory(process.pid).items():
+            series[part].append(round(size / 2**20, 1))
+        time.sleep(_EVERY_S)
+    said, errors = process.communicate()
+    if process.returncode:
+        raise SystemExit(errors)
+    details = json.loads(said.strip().splitlines()[-1])
+    peaks = {part: max(series[part]) for part in _PARTS}
+    return {"records_per_s": details["records_per_s"], "peak_mib": peaks, "series": dict(series)}
+
+
+def _memory(driver: int) -> dict[str, int]:
+    """Bytes of the driver, of its largest worker and of the object store, as they are now."""
+    found = dict.fromkeys(_PARTS, 0)
+    for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
+        try:
+            name = " ".join(process.cmdline()[:1])
+            if process.pid == driver:
+                found["driver"] = process.memory_full_info().uss
+            elif name.startswith("ray::"):
+                found["worker"] = max(found["worker"], process.memory_full_info().uss)
+            elif name.endswith("raylet"):  # the object store lives in it, as shared memory
+                found["object_store"] = process.memory_info().shared
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+def _line(row: dict[str, Any]) -> str:
+    peaks = ", ".join(f"{part} {row['peak_mib'][part]:,.0f} MiB" for part in _PARTS)
+    return (
+        f"{row['records']:>9,} records, {row['workers']} workers: "
+        f"{row['records_per_s']:8,.1f} records/s; peaks: {peaks}"
+    )
+
+
+def _draw(rows: list[dict[str, Any]], path: str) -> None:
+    """Memory over time of the run with most records and most workers."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    row = max(rows, key=lambda row: (row["records"], row["workers"]))
+    figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
+    for part in _PARTS:
+        axes.plot(row["series"]["seconds"], row["series"][part], label=part.replace("_", " "))
+    axes.set(
+        xlabel="seconds",
+        ylabel="MiB",
+        ylim=(0, None),
+        title=f"memory while {row['records']:,} records are labelled, {row['workers']} workers",
+    )
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+if __name__ == "__main__":
+    main()
