@@ -277,6 +277,9 @@ def _run_stages(
     from llambert.lease import Lease
 
     pipeline.preflight(chosen)
+    if unknown := pipeline.gold.refusals().get("unknown_label"):
+        names = ", ".join(pipeline.config.task.labels)
+        click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
     with Lease(pipeline.workdir), cluster.connection():
         pipeline.check_resources(chosen)
         pipeline.write_config()

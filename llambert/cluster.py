@@ -5,7 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 
-from llambert.errors import UserError
+from llambert.errors import StageError, UserError
 
 # Set for the driver and every worker. Usage statistics are a decision for the user to take.
 _ENVIRONMENT = {
@@ -15,6 +15,9 @@ _ENVIRONMENT = {
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_V2_ENABLED": "1",
 }
+
+_STARTS = 2  # attempts to start Ray: on a busy machine its processes may need longer than it waits
+_SLOW_START = "timed out during startup"  # what a bare Exception says then
 
 # Notices of what is as it should be: that the local cluster asks for a token, that our own
 # progress line stands in for Ray Data's bars.
@@ -28,6 +31,7 @@ def connection() -> Iterator[None]:
     Raises:
         UserError: RAY_ADDRESS names a cluster that does not answer or has another version, or is
             no address of a cluster.
+        StageError: Ray did not start on this machine.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -38,15 +42,7 @@ def connection() -> Iterator[None]:
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
-        ray.init(
-            address=address or "local",  # by default Ray would join any cluster on the machine
-            # Two at least: a labelling that is resumed has a filter's actor beside the labeller's
-            num_cpus=None if address else max(2, os.cpu_count() or 2),
-            log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
-            logging_level=logging.WARNING,
-            include_dashboard=None if address else False,
-            runtime_env={"env_vars": {k: os.environ[k] for k in _ENVIRONMENT}},
-        )
+        _init(address)
     except ConnectionError as error:
         raise UserError(
             f"no Ray cluster answers at RAY_ADDRESS={address!r}",
@@ -65,6 +61,38 @@ def connection() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None) -> None:
+    """Join the cluster at `address`, or start Ray here.
+
+    Raises:
+        StageError: Ray's own processes did not come up.
+    """
+    import ray
+
+    for attempt in range(1, _STARTS + 1):
+        try:
+            ray.init(
+                address=address or "local",  # by default Ray would join any cluster on the machine
+                # At least two: a labelling that is resumed has a filter's actor beside the labeller
+                num_cpus=None if address else max(2, os.cpu_count() or 2),
+                log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
+                logging_level=logging.WARNING,
+                include_dashboard=None if address else False,
+                runtime_env={"env_vars": {k: os.environ[k] for k in _ENVIRONMENT}},
+            )
+            return
+        except Exception as error:
+            if _SLOW_START not in str(error):
+                raise
+            ray.shutdown()
+            if attempt == _STARTS:
+                raise StageError(
+                    f"Ray did not start on this machine, {_STARTS} times: {error}",
+                    "is the machine very busy, or its memory or disk full? The same command tries "
+                    "again",
+                ) from error
 
 
 def _check_scheme(address: str) -> None:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from llambert.errors import CountError
+from llambert.errors import CountError, UserError
 from llambert.progress import Counter, Progress
 from llambert.records import Corpus
 from llambert.schema import SAMPLE
@@ -55,8 +55,14 @@ def draw_sample(
         progress: Told the records read.
 
     Raises:
+        UserError: the corpus has no good record.
         CountError: the corpus has not as many good records as its inventory says.
     """
+    if not good_records:
+        raise UserError(
+            "the corpus has no record to label",
+            "quarantine/ in the workdir has those that were refused, each with its reason",
+        )
     size = min(config.size, good_records)
     progress.begin(good_records, "drawing the sample")
     drawn = _below(_threshold(size, good_records), config.seed, corpus, inventory, progress)

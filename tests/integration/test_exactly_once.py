@@ -1,0 +1,170 @@
+"""Labelling under SIGKILL of its driver, of a worker and of a whole node, at random moments.
+
+A Ray cluster of a head and two nodes, each with processes of its own, runs the nightly job.
+LLAMBERT_KILLS says how many times something is killed, 3 by default: one of each kind.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from llambert.encoder import load_classifier
+from tests.tiny_roberta import easy_records, make_tiny_roberta
+
+RECORDS = 20_000
+KILLS = int(os.environ.get("LLAMBERT_KILLS", "3"))
+KINDS = ("driver", "worker", "node")
+NODE = {"num_cpus": 2, "object_store_memory": 200 * 2**20}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    from ray.cluster_utils import Cluster
+
+    # the processes of a cluster on loopback need no token to trust each other
+    before, os.environ["RAY_AUTH_MODE"] = os.environ.get("RAY_AUTH_MODE"), "disabled"
+    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+    for _ in range(2):
+        started.add_node(**NODE)
+    try:
+        yield started
+    finally:
+        started.shutdown()
+        os.environ.pop("RAY_AUTH_MODE")
+        if before is not None:
+            os.environ["RAY_AUTH_MODE"] = before
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A corpus and a classifier whose head is random, so that its confidence tells texts apart."""
+    folder = tmp_path_factory.mktemp("exactly")
+    table = easy_records(RECORDS).select(["id", "text"])
+    (folder / "corpus").mkdir()
+    for number in range(8):
+        part = table.slice(number * RECORDS // 8, RECORDS // 8)
+        pq.write_table(part, folder / "corpus" / f"{number}.parquet")
+    encoder = make_tiny_roberta(folder / "encoder")
+    load_classifier(encoder, ["negative", "positive"]).save_pretrained(encoder)
+    return folder
+
+
+def _config(place: Path, name: str) -> str:
+    run = {
+        "name": name,
+        "workdir": name,
+        "task": {"labels": {"negative": [], "positive": []}, "prompt": "{text}"},
+        "corpus": {"path": "corpus", "id": "id"},
+        "sample": {"size": 10},
+        "train": {"model": "encoder"},
+        "annotate": {"engine": "recorded", "recorded": {"path": "corpus"}},
+        "label": {"batch_tokens": 256, "workers": [2, 2]},
+    }
+    path = place / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(run))
+    return str(path)
+
+
+def _start(config: str, place: Path, cluster: Any) -> subprocess.Popen:
+    command = [sys.executable, "-m", "llambert", "nightly", config]
+    with open(Path(config).with_suffix(".log"), "a") as log:
+        return subprocess.Popen(
+            [*command, "--model", str(place / "encoder")],
+            env=os.environ | {"RAY_ADDRESS": cluster.address},
+            stdout=log,
+            stderr=log,
+        )
+
+
+def _labels(workdir: Path) -> dict[str, tuple[str, float]]:
+    (folder,) = workdir.glob("nightly/*/night-0001/labels")
+    rows = [row for file in folder.glob("*.parquet") for row in pq.read_table(file).to_pylist()]
+    found = {row["id"]: (row["label"], round(row["confidence"], 4)) for row in rows}
+    assert len(rows) == len(found), "an id is there twice"
+    return found
+
+
+def _committed(workdir: Path) -> dict[str, int]:
+    """The files of labels whose checkpoint is there too, and when each was written."""
+    checkpoints = workdir.glob("nightly/*/*/labels/_checkpoint/*.parquet")
+    done = tuple(file.stem for file in checkpoints if not file.stem.endswith(".pending"))
+    files = workdir.glob("nightly/*/*/labels/*.parquet")
+    return {str(file): file.stat().st_mtime_ns for file in files if file.name.startswith(done)}
+
+
+def _kill(kind: str, driver: subprocess.Popen, cluster: Any, rng: random.Random) -> None:
+    """SIGKILL to the driver, to one of the workers that label, or to all of a node."""
+    assert driver.poll() is None, "the job ended before anything could be killed"
+    nodes = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)
+    if kind == "driver":
+        driver.kill()
+    elif kind == "node":
+        cluster.remove_node(rng.choice(nodes), allow_graceful=False)
+        cluster.add_node(**NODE)  # as an autoscaler would
+    else:
+        raylets = [psutil.Process(n.all_processes["raylet"][0].process.pid) for n in nodes]
+        workers = [p for raylet in raylets for p in raylet.children() if _runs_labeller(p)]
+        assert workers, "no worker was there"
+        rng.choice(workers).send_signal(signal.SIGKILL)
+
+
+def _runs_labeller(process: psutil.Process) -> bool:
+    try:
+        return "Labeller" in " ".join(process.cmdline())
+    except psutil.Error:  # it has just ended
+        return False
+
+
+def _wait_for(workdir: Path, driver: subprocess.Popen, files: int) -> None:
+    deadline = time.monotonic() + 200
+    while len(_committed(workdir)) < files and driver.poll() is None:
+        assert time.monotonic() < deadline, "nothing was labelled"
+        time.sleep(0.02)
+
+
+@pytest.mark.timeout(120 * KILLS + 600)
+def test_labels_are_those_of_an_undisturbed_run_whatever_is_killed(cluster, place):
+    whole = _start(_config(place, "whole"), place, cluster)
+    assert whole.wait() == 0, (place / "whole.log").read_text()
+    expected = _labels(place / "whole")
+    assert len(expected) == RECORDS
+    files = len(list((place / "whole").glob("nightly/*/*/labels/*.parquet")))
+
+    rng = random.Random(0)
+    for number in range(KILLS):
+        name, kind = f"killed-{number}", KINDS[number % len(KINDS)]
+        config, workdir = _config(place, name), place / name
+        driver = _start(config, place, cluster)
+        _wait_for(workdir, driver, 1 + rng.randrange(files // 2))
+        before = _committed(workdir)
+        _kill(kind, driver, cluster, rng)
+        again = 0
+        while driver.wait() != 0:
+            again += 1
+            assert again < 3, (place / f"{name}.log").read_text()
+            driver = _start(config, place, cluster)
+        # Of a node that is gone Ray repeats the writes whose outcome it had not fetched yet: the
+        # same file with the same rows. A driver that comes back repeats nothing committed.
+        again_written = [f for f in before if Path(f).stat().st_mtime_ns != before[f]]
+        assert kind == "node" or not again_written
+        found = _labels(workdir)
+        assert found.keys() == expected.keys()
+        differing = sum(found[key] != expected[key] for key in expected)
+        assert differing == 0
+        print(
+            f"kill {number + 1}: {kind} after {len(before)} of about {files} files, "
+            f"{len(again_written)} of them written again, the command given {again} times more: "
+            f"{len(found):,} labels, each id once, "
+            f"{differing} other than undisturbed"
+        )
