@@ -46,7 +46,7 @@ with cluster.connection(), Progress("label", quiet=True) as progress:
     config = LabelConfig(workers=(int(workers), int(workers)), cpus_per_worker=1)
     labels = Folder(place + "/labels")
     outcome = label(config, found, inventory, good, model, "scaling", labels, progress)
-print(json.dumps(outcome.details))
+print("details", json.dumps(outcome.details))
 """
 
 
@@ -100,7 +100,8 @@ def _measure(place: str, corpus: str, model: str, workers: int) -> dict[str, Any
     said, errors = process.communicate()
     if process.returncode:
         raise SystemExit(errors)
-    details = json.loads(said.strip().splitlines()[-1])
+    (told,) = [line for line in said.splitlines() if line.startswith("details ")]
+    details = json.loads(told.removeprefix("details "))
     peaks = {part: max(series[part]) for part in _PARTS}
     return {"records_per_s": details["records_per_s"], "peak_mib": peaks, "series": dict(series)}
 

@@ -12,7 +12,7 @@ from llambert import corpus as corpus_stage
 from llambert import datasource, sample
 from llambert.corpus import QUARANTINED, inspect_corpus
 from llambert.datasource import corpus_dataset
-from llambert.errors import CountError
+from llambert.errors import CountError, UserError
 from llambert.progress import Progress
 from llambert.records import DUPLICATES, CorpusConfig, load_duplicates, open_corpus
 from llambert.sample import SampleConfig, draw_sample
@@ -121,7 +121,8 @@ def test_nothing_good_at_all(tmp_path):
     write_jsonl(tmp_path / "data" / "a.jsonl", [{"id": 1, "text": ""}, {"id": 2, "text": None}])
     opened, outcome = inspect(tmp_path / "data", tmp_path, id="id")
     assert outcome.counts == {"in": 2, "out": 0, "dropped": {"empty_text": 1, "null_text": 1}}
-    assert draw(opened, 0, tmp_path, size=5) == []
+    with pytest.raises(UserError, match="no record to label"):
+        draw(opened, 0, tmp_path, size=5)
 
 
 def test_sample_is_exact_nested_and_blind_to_layout(tmp_path, monkeypatch):
