@@ -10,6 +10,7 @@ and warming up are left out. Of each peer's settings the best on a part of the r
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 from pathlib import Path
@@ -24,6 +25,8 @@ _FIRST = "ray_recipe_64"  # the recipe as documented
 
 def main() -> None:
     a = _arguments()
+    if a.device == "cpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the label stage takes a GPU where Ray has one
     with tempfile.TemporaryDirectory() as place, connection():
         work = prepare(a.corpus, a.text, a.model, a.records, a.max_length, a.device, a.dtype, place)
         chosen, tried = calibrate(work, a.peers, a.calibrate)

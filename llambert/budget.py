@@ -5,8 +5,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from llambert.encoder import machine_cache
 from llambert.forward import Forward, Tokens
 from llambert.storage import Folder, fingerprint
@@ -18,30 +16,32 @@ _GAIN = 1.02  # a larger budget must be faster by this
 _MEMORY_SHARE = 0.9  # of the device's
 
 
-def find_budget(forward: Forward, config: Any, max_length: int) -> int:
+def find_budget(forward: Forward, config: Any, longest: Tokens) -> int:
     """The smallest budget, in tokens, of a throughput within 2 % of the best.
 
-    Budgets double from a small one for as long as that pays; each is measured on random sequences
-    of `max_length` tokens, which take most memory. A machine remembers the result for each shape
-    of model, device and dtype.
+    Budgets double from a small one for as long as that pays; each is measured on copies of
+    `longest`, for long sequences take most memory. A machine remembers the result, in the folder
+    `budgets` of `machine_cache()`, for each shape of model, length, device and dtype.
 
     Args:
         config: the model's Hugging Face config.
+        longest: a sequence of as many tokens as records may have.
     """
     device, known = _device_name(forward), Folder(machine_cache()) / "budgets"
     shape = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
-    key = fingerprint([config.model_type, shape, device, str(forward.dtype), forward.padded])
+    key = fingerprint(
+        [config.model_type, shape, device, str(forward.dtype), forward.padded, len(longest)]
+    )
     if known.exists(f"{key}.json"):
         return known.read_json(f"{key}.json")["batch_tokens"]
-    rates = measure(forward, config.vocab_size, max_length)
+    rates = measure(forward, longest)
     best = min(budget for budget, rate in rates.items() if rate * _GAIN >= max(rates.values()))
     known.write_json(f"{key}.json", {"batch_tokens": best, "device": device, "rates": rates})
     return best
 
 
-def measure(forward: Forward, vocabulary: int, max_length: int) -> dict[int, float]:
+def measure(forward: Forward, longest: Tokens) -> dict[int, float]:
     """Tokens per second under each budget that was tried, smallest first."""
-    rng = np.random.default_rng(0)
     least, most = _CANDIDATES[forward.device.type]
     rates: dict[int, float] = {}
     used: list[tuple[int, int]] = []  # tokens and bytes on the device, of each budget
@@ -49,15 +49,17 @@ def measure(forward: Forward, vocabulary: int, max_length: int) -> dict[int, flo
     while budget <= most and time.monotonic() - started < _ENOUGH_S:
         if not fits(used, budget, _memory(forward)):
             break
-        count = max(budget // max_length, 1)
-        sequences = [rng.integers(5, vocabulary, max_length).astype(np.int32) for _ in range(count)]
+        count = max(budget // len(longest), 1)
         try:
-            seconds, peak = _timed(forward, sequences)
+            seconds, peak = _timed(forward, [longest] * count)
         except (RuntimeError, MemoryError) as error:
-            if not (is_out_of_memory(error) and rates):
+            if not is_out_of_memory(error) or budget <= len(longest):
                 raise
-            break
-        rates[budget] = count * max_length / seconds
+            if rates:
+                break
+            budget, most = budget // 2, budget // 2  # not even the smallest fits
+            continue
+        rates[budget] = count * len(longest) / seconds
         used.append((budget, peak))
         if max(list(rates.values())[-2:]) * _GAIN < max(rates.values()):
             break  # two in a row were slower than one before

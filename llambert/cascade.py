@@ -28,7 +28,7 @@ from llambert.uncertain import check_found, find_texts, least_certain, read_rows
 LABELS = "labels"  # inside the stage's folder
 _ANNOTATIONS = "annotations.parquet"
 _COST = ("asked", "seconds", "records_per_s", "device", "device_seconds")  # of the last round
-_TOLD = ("failed", "errors", "warnings", "truncated")
+_TOLD = ("failed", "errors", "truncated")
 
 
 class CascadeConfig(Section):
@@ -97,6 +97,9 @@ def cascade(
         StageError: the engine failed, or too many requests did.
     """
     size = min(config.most, max(1, round(config.share * total)))
+    warnings = []
+    if size < round(config.share * total):
+        warnings = [f"{size:,} records are asked about and not {config.share:g} of all: most"]
     progress.begin(None, "finding the least certain records")
     least = least_certain(labels, size)
     threshold = least["confidence"][-1]
@@ -117,7 +120,7 @@ def cascade(
     return Outcome(
         {"in": total, "out": total, "dropped": {}},
         {
-            "share": config.share,
+            "share": round(least.num_rows / total, 6),
             "threshold": threshold.as_py(),
             "least_certain": least.num_rows,
             "answered": decided.num_rows,
@@ -125,6 +128,7 @@ def cascade(
             "gold": _accuracies(gold.predictions, doubted, said),
             "cost": _cost(asking.details, records, answers, asked_before),
             **{name: asking.details[name] for name in _TOLD},
+            "warnings": [*warnings, *asking.details["warnings"]],
         },
         output=fingerprint(decided.select(["id", "label"]).to_pydict()),
     )

@@ -14,7 +14,13 @@ from numpy.typing import NDArray
 from llambert import cluster
 from llambert.batching import token_budget
 from llambert.budget import find_budget, is_out_of_memory
-from llambert.encoder import load_classifier, load_tokenizer, local_folder, tokenize
+from llambert.encoder import (
+    load_classifier,
+    load_tokenizer,
+    local_folder,
+    longest_input,
+    tokenize,
+)
 from llambert.errors import StageError
 from llambert.forward import Forward, Tokens
 from llambert.progress import Counter
@@ -61,10 +67,12 @@ def label_rows(
     gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
     room = gpus or _copies_that_fit(model, cores, have.get("memory", 0))
     least, most = workers or (1, max(room, 1))
-    threads = 1 if gpus else cpus_per_worker or max(cores // most, 1)
-    # An actor for each core, and room for all that runs beside them: what Ray is told is less than
-    # an actor takes.
-    part = threads * max(1 - _BESIDE_CPUS / cores, _LEAST_CPU_SHARE)
+    nodes = cluster.node_cpus()
+    threads = 1 if gpus else cpus_per_worker or cluster.even_share(nodes, most)
+    # An actor for each core, and room on every node for all that runs beside them: what Ray is told
+    # is less than an actor takes.
+    beside = max(_BESIDE_CPUS / cores, LIGHT_CPUS / min(nodes, default=1))
+    part = threads * max(1 - beside, _LEAST_CPU_SHARE)
     share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": part}
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
@@ -105,18 +113,30 @@ def _copies_that_fit(model: str, cores: int, memory: float) -> int:
 def tokenize_block(block: pa.Table, model: str, trust_remote_code: bool = False) -> pa.Table:
     """id, text, … as id and tokens (list of int32): cut to the tokenizer's `model_max_length`.
 
-    Training sets that to the length that the model was trained at.
+    Training sets that to the length that the model was trained at; of a model made elsewhere it
+    may be no limit at all, and then the model's own positions are.
     """
-    tokenizer = _tokenizer(model, trust_remote_code)
-    found = tokenize(tokenizer, block["text"].to_pylist(), tokenizer.model_max_length)
+    tokenizer, most = _tokenizer(model, trust_remote_code)
+    found = tokenize(tokenizer, block["text"].to_pylist(), most)
     ends = np.cumsum([0, *(len(tokens) for tokens in found)], dtype=np.int32)
     values = pa.array(np.concatenate([np.empty(0, np.int32), *found]))
     return pa.table({"id": block["id"], "tokens": pa.ListArray.from_arrays(pa.array(ends), values)})
 
 
 @functools.lru_cache(maxsize=2)
-def _tokenizer(model: str, trust_remote_code: bool) -> Any:
-    return load_tokenizer(model, trust_remote_code)
+def _tokenizer(model: str, trust_remote_code: bool) -> tuple[Any, int]:
+    """The tokenizer of `model`, without its weights, and how many tokens the model takes."""
+    from transformers import AutoConfig
+
+    folder = local_folder(model, weights=False)
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return tokenizer, longest_input(config, tokenizer)
+
+
+def _longest_sequence(tokenizer: Any, tokens: int) -> Tokens:
+    """A sequence of about so many tokens, with the special ones where the model expects them."""
+    return tokenize(tokenizer, ["a film " * tokens], tokens)[0]
 
 
 class Labeller:
@@ -157,11 +177,10 @@ class Labeller:
             folder, trust_remote_code=trust_remote_code, dtype=getattr(torch, dtype)
         ).to(device)
         self._names = [classifier.config.id2label[i] for i in range(classifier.num_labels)]
+        longest = _longest_sequence(tokenizer, longest_input(classifier.config, tokenizer))
         config = classifier.config
         self._forward = Forward(classifier, tokenizer.pad_token_id)
-        self._budget = batch_tokens or find_budget(
-            self._forward, config, tokenizer.model_max_length
-        )
+        self._budget = batch_tokens or find_budget(self._forward, config, longest)
         self._probabilities = probabilities
         self._counter = counter
         if counter is not None:

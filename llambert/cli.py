@@ -133,8 +133,10 @@ def nightly(
         words += [f"--model={model}"] if model else []
         raise DriftError(
             "\n".join(f"night {n.number} looks wrong: {why}" for n in held for why in n.held),
-            f"look at the labels in {held[-1].folder.uri}/, which are kept; "
-            f"`{shlex.join(words)} --publish {held[-1].number}` publishes them",
+            "look at the labels, which are kept; this publishes them: "
+            + ", ".join(
+                f"`{shlex.join(words)} --publish {n.number}` ({n.folder.uri}/)" for n in held
+            ),
         )
 
 
@@ -219,7 +221,8 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; exit 0 when done, 2 for the user's mistakes, 1 for a failure.
+    """Run the command line; exit 0 when done, 2 for the user's mistakes, 3 for a night that looks
+    wrong, 1 for a failure.
 
     Args:
         arguments: the command's words; by default those of this process.

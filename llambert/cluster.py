@@ -139,6 +139,20 @@ def resources() -> dict[str, float]:
     return have
 
 
+def node_cpus() -> list[int]:
+    """The CPUs of each node of the connected cluster that has any."""
+    import ray
+
+    found = [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]]
+    return [cpus for cpus in found if cpus]
+
+
+def even_share(nodes: list[int], workers: int) -> int:
+    """The most CPUs that each of `workers` can have on `nodes` with so many CPUs; at least 1."""
+    fits = [c for c in range(1, max(nodes, default=1) + 1) if sum(n // c for n in nodes) >= workers]
+    return max(fits, default=1)
+
+
 def _quiet_ray_data() -> None:
     """The product draws its own progress; Ray Data's bars and notices would cover it."""
     from ray.data import DataContext

@@ -12,14 +12,19 @@ from numpy.typing import NDArray
 from llambert.errors import UserError
 from llambert.storage import Folder, fingerprint, is_remote, list_files
 
+_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "data2vec-text"}
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx")
 _CHARACTERS_PER_TOKEN = 10  # a first cut; text that comes out short of tokens is done whole
 
 
-def local_folder(model: str) -> str:
+def local_folder(model: str, weights: bool = True) -> str:
     """`model` itself, or a local copy where it is a folder on an object store.
 
     A machine keeps one copy of each version in its folder for temporary files, for all processes
     of a user. The copy takes its name in one step, so that processes may ask at the same time.
+
+    Args:
+        weights: whether the copy has the weights; tokenizer and config do without.
 
     Raises:
         UserError: no such folder on the store, or another user has taken the cache's place.
@@ -27,12 +32,15 @@ def local_folder(model: str) -> str:
     if not is_remote(model):
         return model
     cache = machine_cache()
-    target = os.path.join(cache, fingerprint([model, list_files([model])]))
+    key = fingerprint([model, list_files([model])])
+    target = os.path.join(cache, key if weights else f"{key}-no-weights")
     if os.path.isdir(target):
         return target
     source, temporary = Folder(model), tempfile.mkdtemp(prefix=".", dir=cache)
     try:
         for name in source.files():
+            if not weights and name.endswith(_WEIGHTS):
+                continue
             source.fs.get_file(source.path(name), os.path.join(temporary, name))
         os.rename(temporary, target)
     except OSError:
@@ -95,6 +103,14 @@ def load_classifier(
         dtype=dtype or torch.float32,
         **names,
     )
+
+
+def longest_input(config: Any, tokenizer: Any) -> int:
+    """The most tokens that the model takes; RoBERTa's first positions are not for tokens."""
+    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
+    if config.model_type in _OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1
+    return min(positions, tokenizer.model_max_length)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:

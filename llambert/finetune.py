@@ -21,13 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llambert.batching import length_grouped
-from llambert.encoder import load_classifier, load_tokenizer, local_folder, tokenize
+from llambert.encoder import (
+    load_classifier,
+    load_tokenizer,
+    local_folder,
+    longest_input,
+    tokenize,
+)
 from llambert.errors import StageError
 from llambert.forward import pad
 from llambert.storage import Folder
 
 _CLOCK_STEPS = 10  # optimizer steps between two looks at the clock for a checkpoint
-_OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "data2vec-text"}
 _STATE = "llambert"  # our key in DeepSpeed's checkpoint
 
 Rows = NDArray[np.int64]
@@ -110,7 +115,7 @@ class _Worker:
         self.tokenizer = load_tokenizer(source, job.trust_remote_code)
         torch.manual_seed(job.seed)  # of a new classification head
         model = load_classifier(source, job.labels, job.trust_remote_code)
-        self.max_length = min(job.max_length, _longest_input(model.config, self.tokenizer))
+        self.max_length = min(job.max_length, longest_input(model.config, self.tokenizer))
         self.tokenizer.model_max_length = self.max_length
         records = ray.get(job.records)
         self.texts = records["text"]
@@ -352,14 +357,6 @@ def _engine(job: Job, model: Any, steps_per_epoch: int) -> Any:
         )
     engine, *_ = deepspeed.initialize(model=model, config=job.deepspeed, **options)
     return engine
-
-
-def _longest_input(config: Any, tokenizer: Any) -> int:
-    """The most tokens that the model takes; RoBERTa's first positions are not for tokens."""
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if config.model_type in _OFFSET_POSITIONS:
-        positions -= config.pad_token_id + 1
-    return min(positions, tokenizer.model_max_length)
 
 
 def _is_best(history: list[dict[str, float]]) -> bool:

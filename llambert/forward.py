@@ -2,8 +2,8 @@
 
 Without padding, the sequences of a batch lie end to end in one row. Everything but attention works
 on single tokens and does not notice; attention runs within each sequence. That needs no mask and
-computes nothing that is thrown away. It is used for the families in `_FIRST_POSITION`; other models
-get padded batches.
+computes nothing that is thrown away. It is used for the families in `_FIRST_POSITION`, on a GPU
+where flash attention runs; else batches are padded.
 """
 
 from collections.abc import Sequence
@@ -45,14 +45,14 @@ class Forward:
         self._model = model.eval()
         self._pad_id = pad_id
         self.device, self.dtype = model.device, model.dtype
-        half = model.dtype in (torch.float16, torch.bfloat16)
-        # flash attention over sequences of different lengths knows half precision alone
-        self.padded = not (_known(model) and (half or self.device.type == "cpu"))
+        known = _known(model)
+        self.padded = not (known and (self.device.type == "cpu" or _has_flash(model)))
         if not self.padded:
             _register()
             model.set_attn_implementation(_ATTENTION)
             self._first_position = _FIRST_POSITION[type(model).__name__](model.config)
-        if self.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        float32_on_cpu = self.device.type == "cpu" and self.dtype == torch.float32
+        if known and float32_on_cpu and torch.backends.mkldnn.is_available():
             _use_onednn(model)
 
     def __call__(self, sequences: Sequence[Tokens]) -> Any:
@@ -118,6 +118,19 @@ def _known(model: Any) -> bool:
         and not getattr(model.config, "is_decoder", False)
         and absolute
     )
+
+
+def _has_flash(model: Any) -> bool:
+    """Whether flash attention over sequences of different lengths runs on the model's GPU.
+
+    It wants half precision, an Ampere or later, and heads of a multiple of 8 up to 256.
+    """
+    import torch
+
+    size = model.config.hidden_size // model.config.num_attention_heads
+    half = model.dtype in (torch.float16, torch.bfloat16)
+    recent = torch.cuda.get_device_capability(model.device) >= (8, 0)
+    return half and recent and size % 8 == 0 and size <= 256
 
 
 def _runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:

@@ -229,6 +229,7 @@ class Nights:
 
         def classify(progress: Progress) -> Outcome:
             if not inspected.counts["out"]:  # not worth the start of a model
+                labels.folder.remove()
                 return Outcome({"in": 0, "out": 0, "dropped": {}})
             return label(
                 config.label,

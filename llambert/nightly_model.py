@@ -57,14 +57,18 @@ def _given(model: str) -> tuple[Folder, Manifest | None]:
 
 
 def _best(config: RunConfig) -> tuple[Folder, Manifest]:
-    """The run's best model; finished is enough, for new files make every step stale."""
+    """The run's best model; finished is enough, for new files make every step stale.
+
+    All seeds must be: the best of those that happen to be there would be another one tomorrow.
+    """
     workdir, variant = Workdir(config.workdir), config.label_variant
     folders = [workdir.model(variant, seed) for seed in config.train.seeds]
     trained = [(each, manifest) for each in folders if (manifest := each.manifest())]
-    if not trained:
+    if len(trained) < len(folders):
         raise UserError(
-            f"there is no trained model of the variant {variant} in {workdir.uri!r}",
-            "`llambert run CONFIG` trains one; `--model FOLDER` names another",
+            f"{len(trained)} of {len(folders)} seeds of the variant {variant} are trained in "
+            f"{workdir.uri!r}",
+            "`llambert run CONFIG` trains them; `--model FOLDER` names one to label with",
         )
     return max(trained, key=lambda found: found[1].details["validation_accuracy"] or 0)
 

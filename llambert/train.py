@@ -318,18 +318,7 @@ def _cpus_per_worker(config: TrainConfig, gpu: bool) -> int:
         return config.cpus_per_worker
     if gpu:
         return _GPU_WORKER_CPUS
-    import ray
-
-    return _even_share(
-        [int(node["Resources"].get("CPU", 0)) for node in ray.nodes() if node["Alive"]],
-        config.workers,
-    )
-
-
-def _even_share(nodes: list[int], workers: int) -> int:
-    """The most CPUs that each of `workers` can have on `nodes` with so many CPUs; at least 1."""
-    fits = [c for c in range(1, max(nodes, default=1) + 1) if sum(n // c for n in nodes) >= workers]
-    return max(fits, default=1)
+    return cluster.even_share(cluster.node_cpus(), config.workers)
 
 
 def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:

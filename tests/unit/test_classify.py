@@ -134,14 +134,16 @@ def test_a_budget_is_measured_once_and_remembered_for_the_shape_of_model(folder,
     model = load_classifier(folder)
     config = model.config
     forward = Forward(model, pad_id=1)
-    budget = find_budget(forward, config, 64)
+    longest = np.arange(5, 69, dtype=np.int32)
+    budget = find_budget(forward, config, longest)
     (file,) = cache.rglob("budgets/*.json")
     known = json.loads(file.read_text())
     assert known["batch_tokens"] == budget and str(budget) in known["rates"]
     assert known["rates"][str(budget)] * 1.02 >= max(known["rates"].values())
     file.write_text(json.dumps({"batch_tokens": 77}))
-    assert find_budget(forward, config, 64) == 77
-    assert len(measure(forward, config.vocab_size, 64)) >= 2
+    assert find_budget(forward, config, longest) == 77
+    assert find_budget(forward, config, longest[:32]) != 77  # shorter records are another case
+    assert len(measure(forward, longest)) >= 2
 
 
 def test_a_budget_must_fit_the_line_through_the_last_two():

@@ -53,7 +53,10 @@ def test_the_best_finished_seed_of_the_variant_that_labels(config):
     leave(workdir.model("combined", 1), 0.90)
     leave(workdir.model("combined", 2), 0.95)
     leave(workdir.model("combined", 3), 0.97)
-    workdir.model("combined", 3).unfinish()  # being trained anew
+    workdir.model("combined", 3).unfinish()  # being trained anew: tomorrow it may be the best
+    with pytest.raises(UserError, match="2 of 3 seeds"):
+        find_model(config, None)
+    leave(workdir.model("combined", 3), 0.94)
     leave(workdir.model("combined", 4), 0.98)  # a seed that the run has no more
     found = find_model(config, None)
     assert found.folder.uri == workdir.model("combined", 2).uri
@@ -64,7 +67,8 @@ def test_a_combined_model_learned_from_both_its_trainings(config):
     workdir = Workdir(config.workdir)
     first = workdir.model("llambert", 1)
     leave(first, 0.8, good=15)
-    leave(workdir.model("combined", 1), 0.9, init_from=first.uri)
+    for seed, accuracy in ((1, 0.9), (2, 0.8), (3, 0.7)):
+        leave(workdir.model("combined", seed), accuracy, init_from=first.uri)
     assert find_model(config, None).training == Profile({"bad": 10, "good": 20}, 0.9, {"128": 30})
 
 

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from llambert import cluster
 from llambert import train as stage
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings
 from llambert.errors import UserError
@@ -92,11 +93,11 @@ def test_what_a_training_holds():
 
 
 def test_cpus_are_shared_so_that_all_workers_fit():
-    assert stage._even_share([2], 1) == 2
-    assert stage._even_share([2], 2) == 1
-    assert stage._even_share([5, 1], 2) == 2  # not 3: the second would wait for ever
-    assert stage._even_share([8, 8], 3) == 4
-    assert stage._even_share([], 4) == 1
+    assert cluster.even_share([2], 1) == 2
+    assert cluster.even_share([2], 2) == 1
+    assert cluster.even_share([5, 1], 2) == 2  # not 3: the second would wait for ever
+    assert cluster.even_share([8, 8], 3) == 4
+    assert cluster.even_share([], 4) == 1
 
 
 @pytest.mark.parametrize("damage", ["torn", "other version", "checkpoint gone", None])
