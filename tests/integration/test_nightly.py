@@ -238,7 +238,10 @@ def test_a_night_without_one_good_record_is_held(folder, other_model):
 
 def test_what_cannot_be_is_said_in_one_message(folder):
     wrong = {
-        "0 of 1 seeds of the variant llambert are trained": ["--set", f"workdir={folder}/elsewhere"],
+        "0 of 1 seeds of the variant llambert are trained": [
+            "--set",
+            f"workdir={folder}/elsewhere",
+        ],
         "holds no config.json": ["--model", str(folder / "corpus")],
         "with another corpus.id": ["--set", "corpus.id=text"],
         "the task's labels are": ["--set", "task.labels={bad: [], good: []}"],
