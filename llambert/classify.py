@@ -63,25 +63,23 @@ def label_rows(
     """
     import ray
 
-    have = cluster.resources()
-    gpus, cores = int(have.get("GPU", 0)), int(have.get("CPU", 1))
-    room = gpus or _copies_that_fit(model, cores, have.get("memory", 0))
-    least, most = workers or (1, max(room, 1))
-    nodes = cluster.node_cpus()
-    threads = 1 if gpus else cpus_per_worker or cluster.even_share(nodes, most)
-    # An actor for each core, and room on every node for all that runs beside them: what Ray is told
-    # is less than an actor takes.
-    beside = max(_BESIDE_CPUS / cores, LIGHT_CPUS / min(nodes, default=1))
-    part = threads * max(1 - beside, _LEAST_CPU_SHARE)
-    share: dict[str, Any] = {"num_gpus": 1} if gpus else {"num_cpus": part}
+    gpus = int(cluster.resources().get("GPU", 0))
+    threads = 1
+    share: dict[str, Any] = {"num_gpus": 1}
+    least, most = workers or (1, gpus)
+    here = int(ray.cluster_resources().get("GPU", 0))  # without autoscaling
+    if not gpus:
+        least, most = workers or (1, _copies_that_fit(model))
+        threads = cpus_per_worker or cluster.even_share(cluster.node_cpus(), most)
+        share = {"num_cpus": _cpu_share(threads)}
+        here = int(ray.cluster_resources().get("CPU", 1)) // threads
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
-    here = int(ray.cluster_resources().get("GPU" if gpus else "CPU", 0))  # without autoscaling
     blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     return rows.map_batches(
         tokenize_block,
         fn_kwargs={"model": model, "trust_remote_code": trust_remote_code},
-        # beside GPUs a whole core; else as little as reading, with which Ray then joins it
+        # beside GPUs a whole core; else as little as reading, with which Ray then runs it as one
         num_cpus=1 if gpus else LIGHT_CPUS,
         **blocks,
     ).map_batches(
@@ -96,18 +94,30 @@ def label_rows(
             "trust_remote_code": trust_remote_code,
         },
         compute=ray.data.ActorPoolStrategy(
-            min_size=least, max_size=most, initial_size=min(max(here // threads, least), most)
+            min_size=least, max_size=most, initial_size=min(max(here, least), most)
         ),
         **blocks,
         **share,
     )
 
 
-def _copies_that_fit(model: str, cores: int, memory: float) -> int:
-    """How many actors a cluster without GPU has room for: one for each core at most."""
-    folder = Folder(model)
+def _copies_that_fit(model: str) -> int:
+    """How many actors a cluster without GPU has room for: at most one for each core."""
+    have, folder = cluster.resources(), Folder(model)
     size = sum(folder.fs.size(folder.path(n)) for n in folder.files(".safetensors")) or 1
-    return max(1, min(cores, int(memory * _MEMORY_SHARE / (_COPIES * size))))
+    room = int(have.get("memory", 0) * _MEMORY_SHARE / (_COPIES * size))
+    return max(1, min(int(have.get("CPU", 1)), room))
+
+
+def _cpu_share(threads: int) -> float:
+    """What Ray is told that an actor of so many threads takes of the CPUs.
+
+    Less than it does: the actors are one for each core, and on every node there must be room for
+    all that runs beside them.
+    """
+    cores = cluster.resources().get("CPU", 1)
+    beside = max(_BESIDE_CPUS / cores, LIGHT_CPUS / min(cluster.node_cpus(), default=1))
+    return threads * max(1 - beside, _LEAST_CPU_SHARE)
 
 
 def tokenize_block(block: pa.Table, model: str, trust_remote_code: bool = False) -> pa.Table:

@@ -278,13 +278,14 @@ def _run_stages(
     """
     from llambert import cluster
     from llambert.lease import Lease
+    from llambert.preflight import check_resources, preflight
 
-    pipeline.preflight(chosen)
+    preflight(pipeline, chosen)
     if unknown := pipeline.gold.refusals().get("unknown_label"):
         names = ", ".join(pipeline.config.task.labels)
         click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
     with Lease(pipeline.workdir), cluster.connection():
-        pipeline.check_resources(chosen)
+        check_resources(pipeline, chosen)
         pipeline.write_config()
         for stage in chosen:
             steps = pipeline.steps(stage)
@@ -321,6 +322,7 @@ def _follow_supervisor() -> bool:
 def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
     from llambert import cluster
     from llambert.lease import Lease
+    from llambert.preflight import check_resources, preflight
     from llambert.progress import Progress
     from llambert.step import run_step
 
@@ -330,7 +332,7 @@ def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) 
         return
     todo[0].check_inputs()
     if not supervised:
-        pipeline.preflight([stage])
+        preflight(pipeline, [stage])
     needs_ray = stage != "report"
     with contextlib.ExitStack() as stack:
         if not supervised:
@@ -339,7 +341,7 @@ def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) 
             stack.enter_context(cluster.connection())
         if not supervised:
             if needs_ray:
-                pipeline.check_resources([stage])
+                check_resources(pipeline, [stage])
             pipeline.write_config()
         for title in [step.title for step in todo]:
             (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now

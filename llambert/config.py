@@ -21,9 +21,10 @@ from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
 from llambert.section import Location, Section
-from llambert.storage import ARTEFACTS, is_remote
+from llambert.storage import is_remote
 from llambert.task import TaskConfig
 from llambert.train import TrainConfig
+from llambert.workdir import ARTEFACTS
 
 Variant = Literal["baseline", "llambert", "combined"]
 

@@ -1,8 +1,6 @@
 """The corpus stage: one pass that counts every record, quarantines the bad, finds duplicates."""
 
-import contextlib
 import json
-import uuid
 from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -17,7 +15,7 @@ from llambert.drift import LENGTH_EDGES, length_histogram
 from llambert.errors import CountError
 from llambert.records import DUPLICATE, DUPLICATES, Corpus
 from llambert.schema import QUARANTINE
-from llambert.storage import Folder, Outcome
+from llambert.storage import Folder, Outcome, replacing
 
 if TYPE_CHECKING:
     from ray.data import Dataset
@@ -257,18 +255,3 @@ class _Totals:
             bucket = order[int(np.searchsorted(sums, self.good * percent / 100))]
             figures[f"p{percent}"] = min(int(_EDGES[bucket]), self.longest)
         return figures | {"max": self.longest}
-
-
-@contextlib.contextmanager
-def replacing(folder: Folder, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
-    """Write a Parquet file piece by piece; it takes its name when whole, or not at all."""
-    folder.create()
-    temporary = folder.path(f".{name}.{uuid.uuid4().hex}")
-    try:
-        with folder.fs.open(temporary, "wb") as file, pq.ParquetWriter(file, schema) as writer:
-            yield writer
-        folder.fs.mv(temporary, folder.path(name))
-    except BaseException:
-        if folder.fs.exists(temporary):
-            folder.fs.rm_file(temporary)
-        raise

@@ -9,9 +9,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from llambert.corpus import replacing
 from llambert.records import Source
-from llambert.storage import Folder, is_remote
+from llambert.storage import Folder, is_remote, replacing
 
 LEDGER = "ledger.parquet"
 _SCHEMA = pa.schema(

@@ -27,7 +27,8 @@ from llambert.pipeline import what_matters
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.step import Step, check_writable, output, run_step, versions
-from llambert.storage import Folder, Manifest, Outcome, Workdir, fingerprint
+from llambert.storage import Folder, Manifest, Outcome, fingerprint
+from llambert.workdir import Workdir
 
 PUBLISHED = "_SUCCESS"  # as Spark and Hadoop mark a folder that is whole, for sensors to wait for
 _SOURCES = "sources.json"  # the night's files as they were when it began

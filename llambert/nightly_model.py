@@ -7,7 +7,8 @@ from llambert.config import RunConfig
 from llambert.drift import Profile, together, training_profile
 from llambert.errors import UserError
 from llambert.models import WEIGHTS, fingerprint_weights
-from llambert.storage import Folder, Manifest, Workdir, is_remote, join, list_files
+from llambert.storage import Folder, Manifest, is_remote, join, list_files
+from llambert.workdir import Workdir
 
 
 @dataclass(frozen=True)

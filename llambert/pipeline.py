@@ -1,25 +1,22 @@
 """The stages in order: what each is made of, and how they are tied together."""
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property, wraps
 from typing import Any
 
 import pyarrow as pa
 
-from llambert import STAGES, cluster
+from llambert import STAGES
 from llambert.annotate import annotate, annotator_id, check_answered
-from llambert.annotate import check as check_annotator
-from llambert.annotate import required_resources as annotate_needs
 from llambert.asked import annotated_gold, annotated_sample, labels_by_id, to_annotate
 from llambert.cascade import LABELLED_GOLD, LABELS, GoldTest, cascade
 from llambert.config import RunConfig, dump
 from llambert.corpus import inspect_corpus
 from llambert.deepspeed_settings import user_file
-from llambert.errors import UserError
 from llambert.evaluate import PREDICTIONS, Trained, evaluate
-from llambert.gold import Gold, check_not_empty, first_by_hash, load_gold
+from llambert.gold import Gold, first_by_hash, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
 from llambert.progress import Progress
@@ -27,11 +24,10 @@ from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
 from llambert.review import review
 from llambert.sample import draw_sample
-from llambert.step import Step, check_writable, commit, made, output, versions
-from llambert.storage import Manifest, Outcome, Workdir, fingerprint, fingerprint_model
+from llambert.step import Step, commit, made, output, versions
+from llambert.storage import Manifest, Outcome, fingerprint, fingerprint_model
 from llambert.train import NOT_IN_IDENTITY, train
-from llambert.train import check as check_trainer
-from llambert.train import required_resources as train_needs
+from llambert.workdir import Workdir
 
 # Settings that change how fast a stage runs and not what it makes.
 _HOW_NOT_WHAT = {
@@ -89,45 +85,6 @@ class Pipeline:
         """The steps of `stage`, in order, as things stand now."""
         self._seen = {}
         return self._plans[stage]()
-
-    def preflight(self, stages: Iterable[str]) -> None:
-        """Check, before Ray starts, what can be known without it.
-
-        Raises:
-            UserError: a path, column or model that does not exist, or no access to one; a gold
-                set without a single record.
-        """
-        check_writable(self.workdir)
-        check_not_empty(self.config.gold, self.config.task, self.gold)
-        pending = [s for s in stages if any(step.state != "done" for step in self.steps(s))]
-        if "annotate" in pending or "cascade" in pending:
-            check_annotator(self.config.annotate, self.config.task)
-        if "train" in pending:
-            check_trainer(self.config.train)
-
-    def check_resources(self, stages: Iterable[str]) -> None:
-        """Check that the connected cluster has what the stages that are not done need.
-
-        Raises:
-            UserError: the cluster is too small.
-        """
-        have = cluster.resources()
-        needs = {
-            "annotate": annotate_needs(self.config.annotate, have),
-            "cascade": annotate_needs(self.config.annotate, have),
-            "train": train_needs(self.config.train, have),
-        }
-        for stage in [s for s in stages if s in needs]:
-            if all(step.state == "done" for step in self.steps(stage)):
-                continue
-            for kind, amount in needs[stage].items():
-                if amount > have.get(kind, 0):
-                    raise UserError(
-                        f"{stage} needs {amount:g} {kind} and the cluster has "
-                        f"{have.get(kind, 0):g}",
-                        f"lower what {stage} asks for (tensor_parallel_size, workers), or use a "
-                        "larger cluster",
-                    )
 
     def write_config(self) -> None:
         """Leave the resolved run file, with versions and commit, in the workdir."""

@@ -275,54 +275,19 @@ class Folder:
             self.fs.rm_file(self.path(MANIFEST))
 
 
-ARTEFACTS = {  # the folders of a Workdir
-    *("corpus", "sample", "annotations", "models", "evaluation"),
-    *("labels", "cascade", "review", "quarantine", "report", "nightly"),
-}
-
-
-class Workdir(Folder):
-    """The layout of a run's working directory; stages meet only here."""
-
-    @property
-    def corpus(self) -> Folder:
-        return self / "corpus"
-
-    @property
-    def sample(self) -> Folder:
-        return self / "sample"
-
-    def annotations(self, annotator: str) -> Folder:
-        return self / "annotations" / annotator
-
-    def model(self, variant: str, seed: int) -> Folder:
-        return self / "models" / variant / f"seed-{seed}"
-
-    @property
-    def evaluation(self) -> Folder:
-        return self / "evaluation"
-
-    def labels(self, model: str) -> Folder:
-        return self / "labels" / model
-
-    @property
-    def cascade(self) -> Folder:
-        return self / "cascade"
-
-    @property
-    def review(self) -> Folder:
-        return self / "review"
-
-    @property
-    def quarantine(self) -> Folder:
-        return self / "quarantine"
-
-    @property
-    def report(self) -> Folder:
-        return self / "report"
-
-    def nightly(self, model: str) -> Folder:
-        return self / "nightly" / model
+@contextlib.contextmanager
+def replacing(folder: Folder, name: str, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Write a Parquet file piece by piece; it takes its name when whole, or not at all."""
+    folder.create()
+    temporary = folder.path(f".{name}.{uuid.uuid4().hex}")
+    try:
+        with folder.fs.open(temporary, "wb") as file, pq.ParquetWriter(file, schema) as writer:
+            yield writer
+        folder.fs.mv(temporary, folder.path(name))
+    except BaseException:
+        if folder.fs.exists(temporary):
+            folder.fs.rm_file(temporary)
+        raise
 
 
 def list_files(uris: Iterable[str], suffixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:

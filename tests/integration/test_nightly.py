@@ -19,8 +19,9 @@ import yaml
 from llambert import cluster
 from llambert.lease import Lease
 from llambert.progress import Progress
-from llambert.storage import Folder, Manifest, Workdir
+from llambert.storage import Folder, Manifest
 from llambert.train import TrainConfig, train
+from llambert.workdir import Workdir
 from tests.tiny_roberta import easy_records, make_tiny_roberta
 
 RECORDS = 10_000  # of a file: half a MiB, labelled in several blocks

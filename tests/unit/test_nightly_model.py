@@ -10,7 +10,8 @@ from llambert.drift import Profile
 from llambert.errors import UserError
 from llambert.models import fingerprint_weights
 from llambert.nightly_model import find_model
-from llambert.storage import Folder, Manifest, Workdir
+from llambert.storage import Folder, Manifest
+from llambert.workdir import Workdir
 
 LABELS = ["bad", "good"]
 

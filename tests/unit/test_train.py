@@ -18,6 +18,7 @@ from llambert.models import check_model
 from llambert.schema import GOLD
 from llambert.storage import Folder
 from llambert.train import TrainConfig, check, required_resources
+from llambert.training_data import content_hash, label_weights, prepared, split
 
 LABELS = ["negative", "positive"]
 AUTO = {"lr": 1e-5, "weight_decay": 0.01, "total_num_steps": 90}
@@ -44,33 +45,33 @@ def test_every_record_is_dealt_once_whatever_the_workers():
 
 def test_split_keeps_every_label_on_both_sides_and_repeats_for_a_seed():
     targets = np.array([0] * 80 + [1] * 20 + [2])
-    training, validation = stage._split(targets, 0.1, seed=3)
+    training, validation = split(targets, 0.1, seed=3)
     assert sorted([*training, *validation]) == list(range(101))
     assert np.bincount(targets[validation], minlength=3).tolist() == [8, 2, 0]
-    again = stage._split(targets, 0.1, seed=3)[1]
+    again = split(targets, 0.1, seed=3)[1]
     assert validation.tolist() == again.tolist()
-    assert validation.tolist() != stage._split(targets, 0.1, seed=4)[1].tolist()
-    assert len(stage._split(targets, 0.0, seed=3)[1]) == 0
+    assert validation.tolist() != split(targets, 0.1, seed=4)[1].tolist()
+    assert len(split(targets, 0.0, seed=3)[1]) == 0
 
 
 def test_label_weights_even_out_the_labels():
     targets = np.array([0] * 90 + [2] * 10)
-    weights = np.array(stage._label_weights(targets, 3, weighted=True))
+    weights = np.array(label_weights(targets, 3, weighted=True))
     assert weights[0] * 90 == pytest.approx(weights[2] * 10)
     assert weights[targets].mean() == pytest.approx(1)
     assert weights[1] == 0
-    assert stage._label_weights(targets, 3, weighted=False) == [1, 1, 1]
+    assert label_weights(targets, 3, weighted=False) == [1, 1, 1]
 
 
 def test_preparation_does_not_depend_on_the_order_of_records():
     records = gold("positive", "negative", "negative", "positive")
-    table = stage._prepared(records, LABELS)
-    turned = stage._prepared(records.take([2, 0, 3, 1]), LABELS)
+    table = prepared(records, LABELS)
+    turned = prepared(records.take([2, 0, 3, 1]), LABELS)
     assert table.equals(turned)
     assert table["target"].to_pylist() == [1, 0, 0, 1]
-    assert stage._content_hash(table) == stage._content_hash(turned)
-    other = stage._prepared(gold("positive", "negative", "negative", "negative"), LABELS)
-    assert stage._content_hash(table) != stage._content_hash(other)
+    assert content_hash(table) == content_hash(turned)
+    other = prepared(gold("positive", "negative", "negative", "negative"), LABELS)
+    assert content_hash(table) != content_hash(other)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +84,7 @@ def test_preparation_does_not_depend_on_the_order_of_records():
 )
 def test_records_that_cannot_be_learned_from_are_refused(labels, said):
     with pytest.raises(UserError, match=said):
-        stage._prepared(gold(*labels), LABELS)
+        prepared(gold(*labels), LABELS)
 
 
 def test_what_a_training_holds():

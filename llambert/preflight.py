@@ -1,0 +1,53 @@
+"""What is checked before a run spends anything: first without Ray, then against the cluster."""
+
+from collections.abc import Iterable
+
+from llambert import cluster
+from llambert.annotate import check as check_annotator
+from llambert.annotate import required_resources as annotate_needs
+from llambert.errors import UserError
+from llambert.gold import check_not_empty
+from llambert.pipeline import Pipeline
+from llambert.step import check_writable
+from llambert.train import check as check_trainer
+from llambert.train import required_resources as train_needs
+
+
+def preflight(pipeline: Pipeline, stages: Iterable[str]) -> None:
+    """Check, before Ray starts, what can be known without it.
+
+    Raises:
+        UserError: a path, column or model that does not exist, or no access to one; a gold
+            set without a single record.
+    """
+    check_writable(pipeline.workdir)
+    check_not_empty(pipeline.config.gold, pipeline.config.task, pipeline.gold)
+    pending = [s for s in stages if any(step.state != "done" for step in pipeline.steps(s))]
+    if "annotate" in pending or "cascade" in pending:
+        check_annotator(pipeline.config.annotate, pipeline.config.task)
+    if "train" in pending:
+        check_trainer(pipeline.config.train)
+
+
+def check_resources(pipeline: Pipeline, stages: Iterable[str]) -> None:
+    """Check that the connected cluster has what the stages that are not done need.
+
+    Raises:
+        UserError: the cluster is too small.
+    """
+    have = cluster.resources()
+    needs = {
+        "annotate": annotate_needs(pipeline.config.annotate, have),
+        "cascade": annotate_needs(pipeline.config.annotate, have),
+        "train": train_needs(pipeline.config.train, have),
+    }
+    for stage in [s for s in stages if s in needs]:
+        if all(step.state == "done" for step in pipeline.steps(stage)):
+            continue
+        for kind, amount in needs[stage].items():
+            if amount > have.get(kind, 0):
+                raise UserError(
+                    f"{stage} needs {amount:g} {kind} and the cluster has {have.get(kind, 0):g}",
+                    f"lower what {stage} asks for (tensor_parallel_size, workers), or use a "
+                    "larger cluster",
+                )

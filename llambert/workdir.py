@@ -1,0 +1,52 @@
+"""The layout of a run's working directory."""
+
+from llambert.storage import Folder
+
+ARTEFACTS = {  # the folders of a Workdir
+    *("corpus", "sample", "annotations", "models", "evaluation"),
+    *("labels", "cascade", "review", "quarantine", "report", "nightly"),
+}
+
+
+class Workdir(Folder):
+    """The layout of a run's working directory; stages meet only here."""
+
+    @property
+    def corpus(self) -> Folder:
+        return self / "corpus"
+
+    @property
+    def sample(self) -> Folder:
+        return self / "sample"
+
+    def annotations(self, annotator: str) -> Folder:
+        return self / "annotations" / annotator
+
+    def model(self, variant: str, seed: int) -> Folder:
+        return self / "models" / variant / f"seed-{seed}"
+
+    @property
+    def evaluation(self) -> Folder:
+        return self / "evaluation"
+
+    def labels(self, model: str) -> Folder:
+        return self / "labels" / model
+
+    @property
+    def cascade(self) -> Folder:
+        return self / "cascade"
+
+    @property
+    def review(self) -> Folder:
+        return self / "review"
+
+    @property
+    def quarantine(self) -> Folder:
+        return self / "quarantine"
+
+    @property
+    def report(self) -> Folder:
+        return self / "report"
+
+    def nightly(self, model: str) -> Folder:
+        return self / "nightly" / model
