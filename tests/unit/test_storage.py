@@ -18,10 +18,8 @@ import pytest
 
 from llambert.errors import UserError
 from llambert.storage import (
-    ARTEFACTS,
     Folder,
     Manifest,
-    Workdir,
     arrow_filesystem,
     filesystem,
     fingerprint,
@@ -31,6 +29,7 @@ from llambert.storage import (
     list_files,
     text_hash,
 )
+from llambert.workdir import ARTEFACTS, Workdir
 
 ROWS = pa.table({"id": ["a", "b", "c"], "text": ["one", "two", None]})
 
