@@ -56,6 +56,7 @@ def evaluate(
     models: Sequence[Trained],
     folder: Folder,
     progress: Progress,
+    dtype: str = "auto",
     trust_remote_code: bool = False,
 ) -> Outcome:
     """Write metrics.json, errors.parquet and predictions/ to `folder`.
@@ -66,6 +67,7 @@ def evaluate(
         gold: the test records, `schema.GOLD`; every model labels all of them.
         annotated: id, text, gold, label of the gold records that the LLM was asked about, test
             and train alike; label is null where its answer was rejected.
+        dtype: as the corpus is labelled with.
         trust_remote_code: whether code that comes with a model may run.
 
     Raises:
@@ -83,7 +85,7 @@ def evaluate(
     if gold.num_rows and models:
         counter = progress.ray_counter()
         for model in models:
-            predicted = _predict(gold, model.folder, counter, trust_remote_code)
+            predicted = _predict(gold, model.folder, counter, dtype, trust_remote_code)
             name = f"{model.variant}-seed-{model.seed}.parquet"
             (folder / PREDICTIONS).write_table(name, predicted)
             one = measure(predicted, labels)
@@ -153,13 +155,20 @@ def _llm_metrics(annotated: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
     return {**measure(answered, labels), "rejected": rejected}
 
 
-def _predict(gold: pa.Table, model: str, counter: Counter, trust_remote_code: bool) -> pa.Table:
+def _predict(
+    gold: pa.Table, model: str, counter: Counter, dtype: str, trust_remote_code: bool
+) -> pa.Table:
     """id, gold, label, confidence, probabilities of every gold record, sorted by id."""
     import ray
 
     rows = ray.data.from_arrow(gold).repartition(_BLOCKS)
     labelled = label_rows(
-        rows, model, counter, probabilities=True, trust_remote_code=trust_remote_code
+        rows,
+        model,
+        counter,
+        dtype=dtype,
+        probabilities=True,
+        trust_remote_code=trust_remote_code,
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")

@@ -252,13 +252,14 @@ class Pipeline:
                 models,
                 folder,
                 progress,
+                dtype=self.config.label.dtype,
                 trust_remote_code=self.config.train.trust_remote_code,
             )
 
         gold = fingerprint([self._gold_train, self._gold_test])
         inputs: dict[str, str | None] = {"annotate": output(self._annotate()), "gold": gold}
         inputs |= {step.title: output(step) for _, _, step in units}
-        settings = self.config.evaluate.model_dump()
+        settings = [self.config.evaluate.model_dump(), self.config.label.dtype]
         return Step("evaluate", "evaluate", folder, run, inputs, settings)
 
     def _best(self) -> tuple[Step, Manifest] | None:

@@ -23,6 +23,16 @@ def ray_session(s3_environment):
         yield
 
 
+@pytest.fixture(scope="module")
+def joined(ray_session):
+    """Programs that the module's tests start join the session's Ray, which saves each a start."""
+    from llambert import cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ADDRESS", cluster.address())
+        yield
+
+
 @pytest.fixture(scope="session")
 def imdb() -> Path:
     """The folder of real IMDb reviews beside the checkout."""

@@ -84,7 +84,7 @@ def details(folder: Path) -> dict:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, joined):
     """The workdir of a run with both sections, and the run file."""
     folder = tmp_path_factory.mktemp("cascade")
     config = write_run(folder)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -235,6 +236,19 @@ def test_a_night_without_one_good_record_is_held(folder, other_model):
     assert held.returncode == 3, held.stdout + held.stderr
     assert "night 3 looks wrong: not one of its records is good" in held.stderr
     assert "null_text 2" in held.stdout
+
+
+def test_nights_on_s3(folder, other_model, s3):
+    uri = f"{s3}/nights"
+    fs = fsspec.filesystem("s3")
+    fs.put_file(str(folder / "corpus" / "c.parquet"), f"{uri}/corpus/c.parquet")
+    there = [f"--set=workdir={uri}/out", f"--set=corpus.path={uri}/corpus", "--model", other_model]
+    first = nightly(folder, *there)
+    assert "night 1: published; files: 1 new" in first.stdout, first.stdout + first.stderr
+    second = nightly(folder, *there)
+    assert "Nothing new since night 1." in second.stdout, second.stdout + second.stderr
+    (labels,) = Folder(f"{uri}/out/nightly").folders()
+    assert (Folder(f"{uri}/out/nightly") / labels / "night-0001" / "labels").row_count() == 600
 
 
 def test_what_cannot_be_is_said_in_one_message(folder):

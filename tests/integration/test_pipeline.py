@@ -81,7 +81,7 @@ def labels_of(folder: Path) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
+def done(tmp_path_factory, joined):
     """A folder in which a run has been done, and what it printed."""
     folder = tmp_path_factory.mktemp("run")
     finished = llambert("run", write_run(folder))
@@ -184,7 +184,7 @@ def test_labelling_again_replaces_the_labels(done):
     assert labels_of(folder) == before
 
 
-def test_a_file_that_arrives_during_a_run_belongs_to_the_next_one(tmp_path):
+def test_a_file_that_arrives_during_a_run_belongs_to_the_next_one(joined, tmp_path):
     config = write_run(tmp_path, gold=None)
     command = [sys.executable, "-m", "llambert", "run", config, "--until", "sample"]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
