@@ -1,6 +1,5 @@
-"""Records become labels: a stage that tokenizes, then a pool of actors that run the encoder."""
+"""Records become labels: actors that tokenize, then actors that run the encoder."""
 
-import functools
 import itertools
 import logging
 import time
@@ -30,9 +29,12 @@ log = logging.getLogger(__name__)
 
 _BESIDE_CPUS = 1.5  # for reading, writing and Ray's checkpoint filter, which asks for a whole one
 _LEAST_CPU_SHARE = 0.25
-# Of a core, for reading, tokenizing and writing. A task that asked for much more would never start
-# beside the labellers; one that asked for the same would be joined to them, and run in turns.
+# Of a core, for reading and writing. A task that asked for much more would never start beside the
+# labellers; one that asked for as much as an actor would be joined to it, and run in turns with it.
 LIGHT_CPUS = 0.2
+_TOKENIZER_CPUS = 0.1  # where there is no GPU; beside GPUs a whole core
+# For how many cores one tokenizer suffices; to start one takes seconds of a core.
+_CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
 _MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
 _COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
 
@@ -76,11 +78,12 @@ def label_rows(
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
     blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    tokenizers = _tokenizers("gpu" if gpus else "cpu")
     return rows.map_batches(
-        tokenize_block,
-        fn_kwargs={"model": model, "trust_remote_code": trust_remote_code},
-        # beside GPUs a whole core; else as little as reading, with which Ray then runs it as one
-        num_cpus=1 if gpus else LIGHT_CPUS,
+        Tokenizer,
+        fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tokenizers),
+        num_cpus=1 if gpus else _TOKENIZER_CPUS,
         **blocks,
     ).map_batches(
         Labeller,
@@ -120,28 +123,35 @@ def _cpu_share(threads: int) -> float:
     return threads * max(1 - beside, _LEAST_CPU_SHARE)
 
 
-def tokenize_block(block: pa.Table, model: str, trust_remote_code: bool = False) -> pa.Table:
+def _tokenizers(device: str) -> int:
+    """The most actors that tokenize."""
+    return max(1, int(cluster.resources().get("CPU", 1)) // _CORES_A_TOKENIZER[device])
+
+
+class Tokenizer:
     """id, text, … as id and tokens (list of int32): cut to the tokenizer's `model_max_length`.
 
     Training sets that to the length that the model was trained at; of a model made elsewhere it
     may be no limit at all, and then the model's own positions are.
+
+    Args:
+        model: the fine-tuned model's folder; its weights are not fetched.
     """
-    tokenizer, most = _tokenizer(model, trust_remote_code)
-    found = tokenize(tokenizer, block["text"].to_pylist(), most)
-    ends = np.cumsum([0, *(len(tokens) for tokens in found)], dtype=np.int32)
-    values = pa.array(np.concatenate([np.empty(0, np.int32), *found]))
-    return pa.table({"id": block["id"], "tokens": pa.ListArray.from_arrays(pa.array(ends), values)})
 
+    def __init__(self, model: str, trust_remote_code: bool = False) -> None:
+        from transformers import AutoConfig
 
-@functools.lru_cache(maxsize=2)
-def _tokenizer(model: str, trust_remote_code: bool) -> tuple[Any, int]:
-    """The tokenizer of `model`, without its weights, and how many tokens the model takes."""
-    from transformers import AutoConfig
+        folder = local_folder(model, weights=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        self._tokenizer = load_tokenizer(folder, trust_remote_code)
+        self._most = longest_input(config, self._tokenizer)
 
-    folder = local_folder(model, weights=False)
-    tokenizer = load_tokenizer(folder, trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    return tokenizer, longest_input(config, tokenizer)
+    def __call__(self, block: pa.Table) -> pa.Table:
+        found = tokenize(self._tokenizer, block["text"].to_pylist(), self._most)
+        ends = np.cumsum([0, *(len(tokens) for tokens in found)], dtype=np.int32)
+        values = pa.array(np.concatenate([np.empty(0, np.int32), *found]))
+        tokens = pa.ListArray.from_arrays(pa.array(ends), values)
+        return pa.table({"id": block["id"], "tokens": tokens})
 
 
 def _longest_sequence(tokenizer: Any, tokens: int) -> Tokens:

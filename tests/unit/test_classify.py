@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from llambert.budget import find_budget, fits, measure
-from llambert.classify import Labeller, tokenize_block
+from llambert.classify import Labeller, Tokenizer
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.forward import Forward
 
@@ -100,7 +100,7 @@ def test_predictions_are_those_of_one_text_at_a_time(folder, batch_tokens):
 
 def test_a_block_keeps_its_ids_and_says_how_sure_it_is(folder):
     block = pa.table({"id": list(range(5)), "text": TEXTS, "other": [1] * 5})
-    tokens = tokenize_block(block, folder)
+    tokens = Tokenizer(folder)(block)
     assert tokens.column_names == ["id", "tokens"]
     labeller = Labeller(folder, probabilities=True)
     table = labeller(tokens)
@@ -111,7 +111,7 @@ def test_a_block_keeps_its_ids_and_says_how_sure_it_is(folder):
         assert row["confidence"] == max(row["probabilities"])
     part = labeller(tokens.slice(2, 2))  # a view into the middle of Arrow's buffers
     assert part["confidence"].to_pylist() == pytest.approx(table["confidence"].to_pylist()[2:4])
-    assert labeller(tokenize_block(block.slice(0, 0), folder)).num_rows == 0
+    assert labeller(Tokenizer(folder)(block.slice(0, 0))).num_rows == 0
 
 
 def test_the_counter_hears_of_readiness_then_of_records_tokens_and_padding(folder):
@@ -121,7 +121,7 @@ def test_the_counter_hears_of_readiness_then_of_records_tokens_and_padding(folde
 
     heard = Heard()
     labeller = Labeller(folder, counter=heard)
-    block = tokenize_block(pa.table({"id": list(range(5)), "text": TEXTS}), folder)
+    block = Tokenizer(folder)(pa.table({"id": list(range(5)), "text": TEXTS}))
     labeller(block)
     ready, (records, figures) = heard
     assert ready == (0, {}) and records == 5
@@ -139,7 +139,7 @@ def test_a_budget_is_measured_once_and_remembered_for_the_shape_of_model(folder,
     (file,) = cache.rglob("budgets/*.json")
     known = json.loads(file.read_text())
     assert known["batch_tokens"] == budget and str(budget) in known["rates"]
-    assert known["rates"][str(budget)] * 1.02 >= max(known["rates"].values())
+    assert known["rates"][str(budget)] * 1.05 >= max(known["rates"].values())
     file.write_text(json.dumps({"batch_tokens": 77}))
     assert find_budget(forward, config, longest) == 77
     assert find_budget(forward, config, longest[:32]) != 77  # shorter records are another case
