@@ -1,27 +1,22 @@
 """`llambert …`: the commands, their exit codes and what they print."""
 
-import contextlib
-import os
 import shlex
-import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from llambert import STAGES
+from llambert.driver import counts_line, follow_supervisor, run_stage, run_stages
 from llambert.errors import LlambertError, UserError
 
 if TYPE_CHECKING:
     from llambert.nightly import Night
     from llambert.pipeline import Pipeline
     from llambert.step import Step
-
-_SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
 
 _settings = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field; may be repeated."
@@ -64,7 +59,7 @@ def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str |
         s for s in chosen if s in forced or any(x.state != "done" for x in pipeline.steps(s))
     ]
     if pending:
-        _run_stages(pipeline, config, overrides, chosen, forced)
+        run_stages(pipeline, config, overrides, chosen, forced)
     _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
 
 
@@ -76,12 +71,12 @@ def _stage_command(stage: str, summary: str) -> None:
     @_settings
     @click.option("--force", is_flag=True, help="Run it although it is done.")
     def command(config: str, overrides: tuple[str, ...], force: bool) -> None:
-        supervised = _follow_supervisor()
+        supervised = follow_supervisor()
         pipeline = _pipeline(config, overrides)
         _refuse_absent(pipeline, stage)
         if supervised and stage != "corpus":
             pipeline.freeze()
-        _run_stage(pipeline, stage, force, supervised)
+        run_stage(pipeline, stage, force, supervised)
 
 
 for _name, _summary_line in {
@@ -154,7 +149,7 @@ def parse(config: str, overrides: tuple[str, ...]) -> None:
     (step,) = pipeline.steps("annotate")
     with Lease(pipeline.workdir), Progress("parse") as progress:
         manifest = run_step(step, progress)
-    click.echo(_counts_line("parse", manifest.counts, manifest.seconds))
+    click.echo(counts_line("parse", manifest.counts, manifest.seconds))
 
 
 @cli.command("config")
@@ -264,110 +259,18 @@ def _refuse_absent(pipeline: "Pipeline", stage: str) -> None:
         )
 
 
-def _run_stages(
-    pipeline: "Pipeline",
-    config: str,
-    overrides: tuple[str, ...],
-    chosen: tuple[str, ...],
-    forced: tuple[str, ...],
-) -> None:
-    """Run each stage that is not done as its own process, on one Ray.
-
-    A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
-    that stages which shared one would wait for each other's GPUs for ever.
-    """
-    from llambert import cluster
-    from llambert.lease import Lease
-    from llambert.preflight import check_resources, preflight
-
-    preflight(pipeline, chosen)
-    if unknown := pipeline.gold.refusals().get("unknown_label"):
-        names = ", ".join(pipeline.config.task.labels)
-        click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
-    with Lease(pipeline.workdir), cluster.connection():
-        check_resources(pipeline, chosen)
-        pipeline.write_config()
-        for stage in chosen:
-            steps = pipeline.steps(stage)
-            if stage not in forced and all(step.state == "done" for step in steps):
-                continue
-            command = [sys.executable, "-m", "llambert", stage, config]
-            command += [part for each in overrides for part in ("--set", each)]
-            command += ["--force"] if stage in forced else []
-            environment = {**os.environ, _SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-            try:
-                code = child.wait()
-            except BaseException:
-                child.terminate()
-                raise
-            if code:
-                sys.exit(code if code > 0 else 1)
-            pipeline.freeze()
-
-
-def _follow_supervisor() -> bool:
-    """End with the `run` that started this stage, if one did: two never write the same folder."""
-    if not os.environ.pop(_SUPERVISED, None):
-        return False
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
-        os._exit(1)
-
-    threading.Thread(target=wait, name="supervisor", daemon=True).start()
-    return True
-
-
-def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
-    from llambert import cluster
-    from llambert.lease import Lease
-    from llambert.preflight import check_resources, preflight
-    from llambert.progress import Progress
-    from llambert.step import run_step
-
-    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
-    if not todo:
-        click.echo(f"{stage}: done already")
-        return
-    todo[0].check_inputs()
-    if not supervised:
-        preflight(pipeline, [stage])
-    needs_ray = stage != "report"
-    with contextlib.ExitStack() as stack:
-        if not supervised:
-            stack.enter_context(Lease(pipeline.workdir))
-        if needs_ray:
-            stack.enter_context(cluster.connection())
-        if not supervised:
-            if needs_ray:
-                check_resources(pipeline, [stage])
-            pipeline.write_config()
-        for title in [step.title for step in todo]:
-            (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now
-            with Progress(stage) as progress:
-                manifest = run_step(step, progress)
-            click.echo(_counts_line(title, manifest.counts, manifest.seconds))
-
-
 def _night_summary(night: "Night") -> None:
     """Which files the night labelled, what became of their records, and where it lies."""
     manifest, title = night.manifest, f"night {night.number}"
     files = ", ".join(f"{n:,} {how}" for how, n in manifest.details["files"].items())
     click.secho(f"{title}: {'held back' if night.held else 'published'}; files: {files}", bold=True)
     rate = manifest.details["records_per_s"]
-    line = _counts_line(title, manifest.counts, manifest.seconds)
+    line = counts_line(title, manifest.counts, manifest.seconds)
     click.echo(line + (f"  {rate:,.1f}/s" if rate else ""))
     click.echo(f"{'':<24} {night.folder.uri}/labels/")
     figures = ", ".join(f"{name} {value:.3f}" for name, value in manifest.details["shifts"].items())
     against = manifest.details["compared_with"]
     click.echo(f"{'':<24} compared with {against}" + (f": {figures}" if figures else ""))
-
-
-def _counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:
-    dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items() if n)
-    end = f"; dropped: {dropped}" if dropped else ""
-    return f"{title:<24} {counts['in']:>11,} in {counts['out']:>11,} out  {seconds:8.1f} s{end}"
 
 
 def _summary(
@@ -384,7 +287,7 @@ def _summary(
             manifest = made(step)
             rate = manifest.details.get("records_per_s")
             speed = f"  {rate:,.1f}/s" if rate else ""
-            click.echo(_counts_line(step.title, manifest.counts, manifest.seconds) + speed)
+            click.echo(counts_line(step.title, manifest.counts, manifest.seconds) + speed)
             click.echo(f"{'':<24} {_where(step)}")
     click.echo(f"in {duration(seconds)}")
 

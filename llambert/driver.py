@@ -1,0 +1,114 @@
+"""How stages are run: each in a process of its own, under one lease and on one Ray."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from llambert.pipeline import Pipeline
+
+_SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
+
+
+def run_stages(
+    pipeline: "Pipeline",
+    config: str,
+    overrides: tuple[str, ...],
+    chosen: tuple[str, ...],
+    forced: tuple[str, ...],
+) -> None:
+    """Run each stage that is not done as its own process, on one Ray.
+
+    A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
+    that stages which shared one would wait for each other's GPUs for ever.
+    """
+    from llambert import cluster
+    from llambert.lease import Lease
+    from llambert.preflight import check_resources, preflight
+
+    preflight(pipeline, chosen)
+    if unknown := pipeline.gold.refusals().get("unknown_label"):
+        names = ", ".join(pipeline.config.task.labels)
+        click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
+    with Lease(pipeline.workdir), cluster.connection():
+        check_resources(pipeline, chosen)
+        pipeline.write_config()
+        for stage in chosen:
+            steps = pipeline.steps(stage)
+            if stage not in forced and all(step.state == "done" for step in steps):
+                continue
+            command = [sys.executable, "-m", "llambert", stage, config]
+            command += [part for each in overrides for part in ("--set", each)]
+            command += ["--force"] if stage in forced else []
+            environment = {**os.environ, _SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
+            child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
+            try:
+                code = child.wait()
+            except BaseException:
+                child.terminate()
+                raise
+            if code:
+                sys.exit(code if code > 0 else 1)
+            pipeline.freeze()
+
+
+def follow_supervisor() -> bool:
+    """End with the `run` that started this stage, if one did: two never write the same folder."""
+    if not os.environ.pop(_SUPERVISED, None):
+        return False
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
+        os._exit(1)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+    return True
+
+
+def run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
+    """Run the steps of one stage in this process.
+
+    Args:
+        force: do the steps again that are done.
+        supervised: `run_stages` holds the lease and has checked what can be checked.
+    """
+    from llambert import cluster
+    from llambert.lease import Lease
+    from llambert.preflight import check_resources, preflight
+    from llambert.progress import Progress
+    from llambert.step import run_step
+
+    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
+    if not todo:
+        click.echo(f"{stage}: done already")
+        return
+    todo[0].check_inputs()
+    if not supervised:
+        preflight(pipeline, [stage])
+    needs_ray = stage != "report"
+    with contextlib.ExitStack() as stack:
+        if not supervised:
+            stack.enter_context(Lease(pipeline.workdir))
+        if needs_ray:
+            stack.enter_context(cluster.connection())
+        if not supervised:
+            if needs_ray:
+                check_resources(pipeline, [stage])
+            pipeline.write_config()
+        for title in [step.title for step in todo]:
+            (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now
+            with Progress(stage) as progress:
+                manifest = run_step(step, progress)
+            click.echo(counts_line(title, manifest.counts, manifest.seconds))
+
+
+def counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:
+    """What a step took in and gave out, as one line."""
+    dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items() if n)
+    end = f"; dropped: {dropped}" if dropped else ""
+    return f"{title:<24} {counts['in']:>11,} in {counts['out']:>11,} out  {seconds:8.1f} s{end}"
