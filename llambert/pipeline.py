@@ -168,8 +168,10 @@ class Pipeline:
             return outcome
 
         inputs = {"sample": output(sample), "gold": self._gold_test}
-        settings = [annotator_id(config, task), config.parse, task.labels, config.gold_records]
-        return Step("annotate", "annotate", folder, run, inputs, settings)
+        named: dict[str, Any] = {"annotate.parse": config.parse, "task.labels": task.labels}
+        named["annotate.gold_records"] = config.gold_records
+        settings = [annotator_id(config, task), *named.values()]
+        return Step("annotate", "annotate", folder, run, inputs, settings, named)
 
     def quarantine_gold(self) -> None:
         """Leave the gold records that cannot be used in quarantine, with their reasons."""

@@ -131,6 +131,7 @@ class Manifest:
     details: dict[str, Any] = field(default_factory=dict)  # rates, tokens, figures of the stage
     inputs: dict[str, Any] = field(default_factory=dict)  # fingerprints of what was read
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # by name: to tell which one changed
 
 
 class Folder:
