@@ -97,24 +97,24 @@ for _name, _summary_line in {
 @_config
 @_settings
 @click.option("--model", metavar="FOLDER", help="Encoder that labels; by default the run's best.")
-@click.option("--publish", type=int, metavar="N", help="Only publish night N, which is held back.")
-def nightly(
-    config: str, overrides: tuple[str, ...], model: str | None, publish: int | None
-) -> None:
+@click.option(
+    "--publish", "held", metavar="[MODEL/]N", help="Only publish night N, which is held back."
+)
+def nightly(config: str, overrides: tuple[str, ...], model: str | None, held: str | None) -> None:
     """Label the files that are new or changed since the last night of the same model.
 
     A night whose labels look unlike those before is held back: exit code 3.
     """
     from llambert.config import load
     from llambert.errors import DriftError
-    from llambert.nightly import Nights
+    from llambert.nightly import Nights, publish
     from llambert.progress import duration
 
     started = time.monotonic()
-    nights = Nights(load(config, overrides), model)
-    if publish is not None:
-        click.echo(f"published night {publish}: {nights.publish(publish).uri}/")
+    if held is not None:
+        click.echo(f"published night {held}: {publish(load(config, overrides), held, model).uri}/")
         return
+    nights = Nights(load(config, overrides), model)
     done = nights.label()
     for night in done:
         _night_summary(night)
@@ -123,14 +123,14 @@ def nightly(
     if waiting := [n for n in nights.waiting() if n not in [night.number for night in done]]:
         click.echo(f"held back and not published: night {', '.join(map(str, waiting))}")
     click.echo(f"in {duration(time.monotonic() - started)}")
-    if held := [night for night in done if night.held]:
+    if wrong := [night for night in done if night.held]:
         words = ["llambert", "nightly", config, *(f"--set={each}" for each in overrides)]
         words += [f"--model={model}"] if model else []
         raise DriftError(
-            "\n".join(f"night {n.number} looks wrong: {why}" for n in held for why in n.held),
+            "\n".join(f"night {n.number} looks wrong: {why}" for n in wrong for why in n.held),
             "look at the labels, which are kept; this publishes them: "
             + ", ".join(
-                f"`{shlex.join(words)} --publish {n.number}` ({n.folder.uri}/)" for n in held
+                f"`{shlex.join(words)} --publish {n.number}` ({n.folder.uri}/)" for n in wrong
             ),
         )
 
