@@ -331,12 +331,13 @@ class Pipeline:
         best = self._best()
         assert best is not None and best[0].unit is not None
         if not self.gold.test.num_rows:
-            return GoldTest(LABELLED_GOLD.empty_table(), {})
+            return GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
         variant, seed = best[0].unit
         table = (self.workdir.evaluation / PREDICTIONS).read_table(f"{variant}-seed-{seed}.parquet")
         texts = self.gold.test.sort_by("id")["text"]  # the predictions are sorted likewise
+        table = first_by_hash(table.append_column("text", texts), table.num_rows)
         known = labels_by_id(self._annotated_gold())
-        return GoldTest(table.append_column("text", texts), known)
+        return GoldTest(table, known, self.config.annotate.gold_records)
 
     @_once
     def _review(self) -> Step:
