@@ -217,21 +217,35 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 2 for the user's mistakes, 3 for a night that looks
-    wrong, 1 for a failure.
+    wrong, 130 after Ctrl-C, 1 for a failure.
 
     Args:
         arguments: the command's words; by default those of this process.
     """
     try:
-        cli(arguments)
-    except Exception as error:
-        known = _known(error)
-        if known is None:
-            traceback.print_exc()
-        else:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(str(known), err=True)
-        sys.exit(known.exit_code if known else 1)
+        code = cli.main(arguments, standalone_mode=False)  # --help and --version return one
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, Exception) as error:
+        code = _told(error)
+    sys.exit(code)
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended a command; returns its exit code."""
+    if isinstance(error, click.Abort) and error.__cause__:  # what click makes of two exceptions
+        error = error.__cause__
+    if isinstance(error, KeyboardInterrupt):
+        click.echo("stopped; the same command goes on from here", err=True)
+        return 130
+    known = _known(error)
+    if known is None:
+        traceback.print_exception(error)
+        return 1
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(str(known), err=True)
+    return known.exit_code
 
 
 def _known(error: BaseException | None) -> LlambertError | None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from llambert.pipeline import Pipeline
 
 _SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
+_STOP_S = 5.0  # seconds for a stage to end when told to
 
 
 def run_stages(
@@ -50,20 +52,38 @@ def run_stages(
             try:
                 code = child.wait()
             except BaseException:
-                child.terminate()
+                _stop(child)
                 raise
             if code:
                 sys.exit(code if code > 0 else 1)
             pipeline.freeze()
 
 
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End a stage at once, as a kill does: at a signal Ray would print its stack."""
+    assert child.stdin is not None
+    child.stdin.close()
+    try:
+        child.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
 def follow_supervisor() -> bool:
-    """End with the `run` that started this stage, if one did: two never write the same folder."""
+    """End with the `run` that started this stage, if one did: two never write the same folder.
+
+    Ctrl-C reaches every process of a terminal, and is left to the supervisor.
+    """
     if not os.environ.pop(_SUPERVISED, None):
         return False
+    from rich.console import Console
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
 
     def wait() -> None:
         os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
+        Console(file=sys.stderr).show_cursor()  # which the progress line has hidden
         os._exit(1)
 
     threading.Thread(target=wait, name="supervisor", daemon=True).start()

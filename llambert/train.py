@@ -288,6 +288,8 @@ def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _failure(error, config.max_failures) from error
+        except SystemExit as stopped:  # Ray Train's answer to Ctrl-C, as if all had gone well
+            raise KeyboardInterrupt from stopped
     return dict(result.return_value)
 
 
