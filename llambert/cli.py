@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llambert import STAGES
-from llambert.driver import counts_line, follow_supervisor, run_stage, run_stages
+from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
 from llambert.errors import LlambertError, UserError
 
 if TYPE_CHECKING:
@@ -55,11 +55,11 @@ def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str |
     if first and not forced:
         raise click.UsageError(f"--from {first} comes after --until {last}")
     started = time.monotonic()
-    pending = [
-        s for s in chosen if s in forced or any(x.state != "done" for x in pipeline.steps(s))
-    ]
+    pending = [stage for stage in chosen if stage in forced or not pipeline.done(stage)]
+    done = chosen[: chosen.index(pending[0])] if pending else chosen
+    check_gates(pipeline, done)
     if pending:
-        run_stages(pipeline, config, overrides, chosen, forced)
+        run_stages(pipeline, config, overrides, chosen[len(done) :], forced)
     _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
 
 
@@ -213,11 +213,13 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
         for step in pipeline.steps(stage):
             line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
             click.echo(line)
+        for gate in pipeline.gates(stage) if pipeline.done(stage) else []:
+            click.echo(f"{'passed' if gate.passed else 'breached':<8} gate {gate.line()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 2 for the user's mistakes, 3 for a night that looks
-    wrong, 130 after Ctrl-C, 1 for a failure.
+    wrong, 4 for a gate that is not passed, 130 after Ctrl-C, 1 for a failure.
 
     Args:
         arguments: the command's words; by default those of this process.

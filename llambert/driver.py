@@ -6,12 +6,16 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from llambert.errors import UserError
+
 if TYPE_CHECKING:
     from llambert.pipeline import Pipeline
+    from llambert.step import Step
 
 _SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
 _STOP_S = 5.0  # seconds for a stage to end when told to
@@ -24,7 +28,7 @@ def run_stages(
     chosen: tuple[str, ...],
     forced: tuple[str, ...],
 ) -> None:
-    """Run each stage that is not done as its own process, on one Ray.
+    """Run each stage that is not done as its own process, on one Ray, as far as the gates allow.
 
     A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
     that stages which shared one would wait for each other's GPUs for ever.
@@ -38,25 +42,50 @@ def run_stages(
         names = ", ".join(pipeline.config.task.labels)
         click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
     with Lease(pipeline.workdir), cluster.connection():
+        environment = {_SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
         check_resources(pipeline, chosen)
         pipeline.write_config()
         for stage in chosen:
-            steps = pipeline.steps(stage)
-            if stage not in forced and all(step.state == "done" for step in steps):
-                continue
-            command = [sys.executable, "-m", "llambert", stage, config]
-            command += [part for each in overrides for part in ("--set", each)]
-            command += ["--force"] if stage in forced else []
-            environment = {**os.environ, _SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-            try:
-                code = child.wait()
-            except BaseException:
-                _stop(child)
-                raise
-            if code:
-                sys.exit(code if code > 0 else 1)
-            pipeline.freeze()
+            if stage in forced or not pipeline.done(stage):
+                command = [sys.executable, "-m", "llambert", stage, config]
+                command += [part for each in overrides for part in ("--set", each)]
+                command += ["--force"] if stage in forced else []
+                _run_child(command, environment)
+                pipeline.freeze()
+            check_gates(pipeline, [stage])
+
+
+def _run_child(command: list[str], environment: dict[str, str]) -> None:
+    """Run a stage's process to its end, and end with it if it fails."""
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | environment)
+    try:
+        code = child.wait()
+    except BaseException:
+        _stop(child)
+        raise
+    if code:
+        sys.exit(code if code > 0 else 1)
+
+
+def check_gates(pipeline: "Pipeline", stages: Iterable[str]) -> None:
+    """Hold what `stages` made to the gates of the run file.
+
+    Raises:
+        GateError: a gate is not passed.
+        UserError: a stage with a gate has not been done.
+    """
+    from llambert.gates import check_passed
+
+    for stage in stages:
+        if pipeline.config.gates.on(stage) and not pipeline.done(stage):
+            raise UserError(
+                f"there are gates after {stage}, and what it makes is missing or stale",
+                "`llambert run` does all stages in order",
+            )
+        gates = pipeline.gates(stage)
+        check_passed(gates, pipeline.workdir.gates)
+        for gate in gates:
+            click.echo(f"gate {gate.line()}")
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
@@ -91,23 +120,32 @@ def follow_supervisor() -> bool:
 
 
 def run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
-    """Run the steps of one stage in this process.
+    """Run the steps of one stage in this process, between the gates before and after it.
 
     Args:
         force: do the steps again that are done.
-        supervised: `run_stages` holds the lease and has checked what can be checked.
+        supervised: `run_stages` holds the lease and checks what is to be checked.
     """
+    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
+    if todo:
+        todo[0].check_inputs()
+    if not supervised:
+        check_gates(pipeline, pipeline.stages[: pipeline.stages.index(stage)])
+    if todo:
+        _run_steps(pipeline, stage, todo, supervised)
+    else:
+        click.echo(f"{stage}: done already")
+    if not supervised:
+        check_gates(pipeline, [stage])
+
+
+def _run_steps(pipeline: "Pipeline", stage: str, todo: Sequence["Step"], supervised: bool) -> None:
     from llambert import cluster
     from llambert.lease import Lease
     from llambert.preflight import check_resources, preflight
     from llambert.progress import Progress
     from llambert.step import run_step
 
-    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
-    if not todo:
-        click.echo(f"{stage}: done already")
-        return
-    todo[0].check_inputs()
     if not supervised:
         preflight(pipeline, [stage])
     needs_ray = stage != "report"

@@ -23,7 +23,6 @@ from llambert.label import CHECKPOINT, label
 from llambert.lease import Lease
 from llambert.ledger import Entry, Ledger, entries
 from llambert.nightly_model import find_model, weights_version
-from llambert.pipeline import what_matters
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.step import Step, check_writable, output, run_step, versions
@@ -236,7 +235,7 @@ class Nights:
         labels = Step(
             *("label", "label", folder / "labels", classify),
             inputs={"corpus": inspected.output, "train": model.id},
-            settings=[what_matters(config.label, "label"), model.version],
+            settings=[config.label.what_matters(), model.version],
             from_scratch=True,
         )
         return inspected, _made(labels)

@@ -22,7 +22,7 @@ def preflight(pipeline: Pipeline, stages: Iterable[str]) -> None:
     """
     check_writable(pipeline.workdir)
     check_not_empty(pipeline.config.gold, pipeline.config.task, pipeline.gold)
-    pending = [s for s in stages if any(step.state != "done" for step in pipeline.steps(s))]
+    pending = [stage for stage in stages if not pipeline.done(stage)]
     if "annotate" in pending or "cascade" in pending:
         check_annotator(pipeline.config.annotate, pipeline.config.task)
     if "train" in pending:
@@ -42,7 +42,7 @@ def check_resources(pipeline: Pipeline, stages: Iterable[str]) -> None:
         "train": train_needs(pipeline.config.train, have),
     }
     for stage in [s for s in stages if s in needs]:
-        if all(step.state == "done" for step in pipeline.steps(stage)):
+        if pipeline.done(stage):
             continue
         for kind, amount in needs[stage].items():
             if amount > have.get(kind, 0):

@@ -6,9 +6,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llambert.errors import CountError, StageError, UserError
 from llambert.progress import Progress
@@ -98,6 +98,25 @@ class Step:
             for name, value in now.items()
             if fingerprint(value) != fingerprint(before.get(name))
         ]
+
+
+class Looking(Protocol):
+    """Whoever makes steps looks at the artefacts now and then; `seen` is emptied each time."""
+
+    seen: dict[Any, Step]
+
+
+def once(make: Callable[..., Step]) -> Callable[..., Step]:
+    """A method of a `Looking` that makes each step once in one look at the artefacts."""
+
+    @wraps(make)
+    def remembered(maker: Looking, *args: Any) -> Step:
+        key = (make.__name__, *args)
+        if key not in maker.seen:
+            maker.seen[key] = make(maker, *args)
+        return maker.seen[key]
+
+    return remembered
 
 
 def run_step(step: Step, progress: Progress) -> Manifest:

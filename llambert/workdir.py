@@ -4,7 +4,7 @@ from llambert.storage import Folder
 
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
-    *("labels", "cascade", "review", "quarantine", "report", "nightly"),
+    *("labels", "cascade", "review", "quarantine", "gates", "report", "nightly"),
 }
 
 
@@ -43,6 +43,10 @@ class Workdir(Folder):
     @property
     def quarantine(self) -> Folder:
         return self / "quarantine"
+
+    @property
+    def gates(self) -> Folder:
+        return self / "gates"
 
     @property
     def report(self) -> Folder:

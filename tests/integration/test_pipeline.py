@@ -157,12 +157,20 @@ def test_a_second_run_does_nothing(done):
     assert _versions(folder) == before
 
 
-def test_a_larger_sample_asks_only_for_the_difference(done):
+def test_a_larger_sample_asks_only_for_the_difference_and_a_gate_stops_the_run(done):
     folder, _ = done
     config = str(folder / "run.yaml")
-    grown = llambert("run", config, "--set", "sample.size=500", "--until", "annotate")
-    assert grown.returncode == 0, grown.stderr
+    strict = ["--set", "sample.size=500", "--set", "gates.rejects_share=0.001"]
+    grown = llambert("run", config, *strict)
+    assert grown.returncode == 4, grown.stdout + grown.stderr
     (annotator,) = (folder / "out" / "annotations").iterdir()
+    for words in ("rejects_share: 0.0", "at most 0.001", f"{annotator}/annotations.parquet"):
+        assert words in grown.stderr
+    assert "Traceback" not in grown.stderr
+    before = _versions(folder)
+    again = llambert("run", config, *strict)
+    assert (again.returncode, again.stderr) == (4, grown.stderr[grown.stderr.index("error:") :])
+    assert _versions(folder) == before
     details = json.loads((annotator / "manifest.json").read_text())["details"]
     assert details["asked"] == 100
     status = llambert("status", config, "--set", "sample.size=500").stdout
@@ -170,6 +178,9 @@ def test_a_larger_sample_asks_only_for_the_difference(done):
     assert states["corpus"] == states["sample"] == states["annotate"] == "done"
     assert states["train"] == "stale"
     assert states["label"] == "missing"  # which model will label is not known yet
+    assert (
+        "changed: train.epochs (was 4)" in llambert("status", config, "--set=train.epochs=5").stdout
+    )
     back = llambert("run", config, "--until", "annotate")
     assert back.returncode == 0, back.stderr
     details = json.loads((annotator / "manifest.json").read_text())["details"]
@@ -275,9 +286,18 @@ def test_from_repeats_a_stage_and_no_secret_of_the_environment_is_kept(done):
     secret = {"AWS_SECRET_ACCESS_KEY": "correct-horse-battery"}
     config = str(folder / "run.yaml")
     before = _versions(folder)
-    finished = llambert("run", config, "--from", "report", env=os.environ | secret)
+    bounds = {"rejects_share": 0.1, "label_share": 0.3, "llm_accuracy": 1}
+    bounds |= {"encoder_validation": 0.8, "encoder_accuracy": 0.9}
+    gates = [f"--set=gates.{name}={bound}" for name, bound in bounds.items()]
+    finished = llambert("run", config, "--from", "report", *gates, env=os.environ | secret)
     assert finished.returncode == 0, finished.stderr
     assert "All done" in finished.stdout
+    report = json.loads((folder / "out" / "report" / "report.json").read_text())
+    assert {gate["name"]: gate["bound"] for gate in report["gates"]} == bounds
+    assert all(gate["passed"] for gate in report["gates"])
+    figures = {gate["name"]: gate["figure"] for gate in report["gates"]}
+    assert figures["llm_accuracy"] == report["evaluation"]["llm"]["accuracy"] == 1
+    assert figures["encoder_accuracy"] == report["evaluation"]["llambert"]["accuracy"]
     changed = {path for path, version in _versions(folder).items() if before.get(path) != version}
     assert {Path(path).parent.name for path in changed} == {"report", "out"}
     for path in (folder / "out").rglob("*"):
