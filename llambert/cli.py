@@ -89,6 +89,7 @@ for _name, _summary_line in {
     "cascade": "Ask the LLM for the least certain labels, where the run file has `cascade`.",
     "review": "Prepare the least certain records for people, where the run file has `review`.",
     "report": "Write the report.",
+    "tracking": "Tell MLflow of the run, where the run file has `tracking`.",
 }.items():
     _stage_command(_name, _summary_line)
 

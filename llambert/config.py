@@ -24,6 +24,7 @@ from llambert.sample import SampleConfig
 from llambert.section import Location, Section
 from llambert.storage import is_remote
 from llambert.task import TaskConfig
+from llambert.tracking import TrackingConfig
 from llambert.train import TrainConfig
 from llambert.workdir import ARTEFACTS
 
@@ -35,7 +36,8 @@ _SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
     re.IGNORECASE,
 )
-_UNSHOWN = {"api_key_env"}  # fields whose wrong value may be a secret put in the wrong place
+# Fields whose wrong value may be a secret put in the wrong place.
+_UNSHOWN = {"api_key_env", "tracking_uri"}
 
 
 class RunConfig(Section):
@@ -64,6 +66,9 @@ class RunConfig(Section):
     )
     gates: GatesConfig = Field(
         GatesConfig(), description="Bounds that stop a run before its next stage; none by default."
+    )
+    tracking: TrackingConfig | None = Field(
+        None, description="Tell MLflow of a run that is done; not done by default."
     )
     nightly: NightlyConfig = Field(
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from llambert.step import Step
 
 _SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
+_LIGHT = ("report", "tracking")  # stages that need no Ray
 _STOP_S = 5.0  # seconds for a stage to end when told to
 
 
@@ -41,9 +42,12 @@ def run_stages(
     if unknown := pipeline.gold.refusals().get("unknown_label"):
         names = ", ".join(pipeline.config.task.labels)
         click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
-    with Lease(pipeline.workdir), cluster.connection():
-        environment = {_SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
-        check_resources(pipeline, chosen)
+    light = all(s in _LIGHT or (pipeline.done(s) and s not in forced) for s in chosen)
+    with Lease(pipeline.workdir), contextlib.nullcontext() if light else cluster.connection():
+        environment = {_SUPERVISED: "1"}
+        if not light:
+            environment["RAY_ADDRESS"] = cluster.address()
+            check_resources(pipeline, chosen)
         pipeline.write_config()
         for stage in chosen:
             if stage in forced or not pipeline.done(stage):
@@ -148,7 +152,7 @@ def _run_steps(pipeline: "Pipeline", stage: str, todo: Sequence["Step"], supervi
 
     if not supervised:
         preflight(pipeline, [stage])
-    needs_ray = stage != "report"
+    needs_ray = stage not in _LIGHT
     with contextlib.ExitStack() as stack:
         if not supervised:
             stack.enter_context(Lease(pipeline.workdir))

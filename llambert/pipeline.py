@@ -27,6 +27,7 @@ from llambert.review import review
 from llambert.sample import draw_sample
 from llambert.step import Step, commit, made, once, output, versions
 from llambert.storage import Manifest, Outcome, fingerprint, fingerprint_model, fingerprint_rows
+from llambert.tracking import track
 from llambert.train import train
 from llambert.workdir import Workdir
 
@@ -56,12 +57,13 @@ class Pipeline:
             "cascade": lambda: [self._cascade()],
             "review": lambda: [self._review()],
             "report": lambda: [self._report()],
+            "tracking": lambda: [self._tracking()],
         }
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order: some are there only on request."""
-        absent = [name for name in ("cascade", "review") if getattr(self.config, name) is None]
+        absent = [n for n in ("cascade", "review", "tracking") if getattr(self.config, n) is None]
         return tuple(stage for stage in STAGES if stage not in absent)
 
     def steps(self, stage: str) -> list[Step]:
@@ -377,3 +379,14 @@ class Pipeline:
 
         inputs = {step.title: output(step) for step in steps}
         return Step("report", "report", self.workdir.report, run, inputs)
+
+    def _tracking(self) -> Step:
+        config, reported, folder = self.config.tracking, self._report(), self.workdir.tracking
+        assert config is not None
+        inputs = {"report": output(reported)}
+
+        def run(progress: Progress) -> Outcome:
+            name, text, key = self.config.name, dump(self.config), fingerprint([inputs, folder.uri])
+            return track(config, name, self.config, text, reported.folder, key, progress)
+
+        return Step("tracking", "tracking", folder, run, inputs, config.model_dump())

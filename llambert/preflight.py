@@ -9,6 +9,7 @@ from llambert.errors import UserError
 from llambert.gold import check_not_empty
 from llambert.pipeline import Pipeline
 from llambert.step import check_writable
+from llambert.tracking import check as check_tracking
 from llambert.train import check as check_trainer
 from llambert.train import required_resources as train_needs
 
@@ -18,7 +19,7 @@ def preflight(pipeline: Pipeline, stages: Iterable[str]) -> None:
 
     Raises:
         UserError: a path, column or model that does not exist, or no access to one; a gold
-            set without a single record.
+            set without a single record; no client or server of MLflow where it is to be told.
     """
     check_writable(pipeline.workdir)
     check_not_empty(pipeline.config.gold, pipeline.config.task, pipeline.gold)
@@ -27,6 +28,8 @@ def preflight(pipeline: Pipeline, stages: Iterable[str]) -> None:
         check_annotator(pipeline.config.annotate, pipeline.config.task)
     if "train" in pending:
         check_trainer(pipeline.config.train)
+    if "tracking" in pending and pipeline.config.tracking:
+        check_tracking(pipeline.config.tracking)
 
 
 def check_resources(pipeline: Pipeline, stages: Iterable[str]) -> None:

@@ -4,7 +4,8 @@ from llambert.storage import Folder
 
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
-    *("labels", "cascade", "review", "quarantine", "gates", "report", "nightly"),
+    *("labels", "cascade", "review", "quarantine", "gates", "report", "tracking"),
+    "nightly",
 }
 
 
@@ -51,6 +52,10 @@ class Workdir(Folder):
     @property
     def report(self) -> Folder:
         return self / "report"
+
+    @property
+    def tracking(self) -> Folder:
+        return self / "tracking"
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.mlflow_server import mlflow_server
 from tests.tiny_roberta import easy_records, make_tiny_roberta
 
 RECORDS = 3000
@@ -303,6 +304,41 @@ def test_from_repeats_a_stage_and_no_secret_of_the_environment_is_kept(done):
     for path in (folder / "out").rglob("*"):
         if path.is_file():
             assert b"correct-horse-battery" not in path.read_bytes()
+
+
+def test_mlflow_is_told_of_a_run_once(done, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder, _ = done
+    config, workdir = str(folder / "run.yaml"), folder / "out"
+    labelled = _versions(folder)
+    silent = llambert("run", config, "--set=tracking.mlflow.tracking_uri=http://127.0.0.1:1")
+    assert silent.returncode == 1, silent.stdout
+    assert "cannot log to MLflow at 'http://127.0.0.1:1'" in silent.stderr
+    assert "labels and report are done" in silent.stderr and "Traceback" not in silent.stderr
+    with mlflow_server(tmp_path) as uri:
+        override = f"--set=tracking.mlflow.tracking_uri={uri}"
+        told = llambert("run", config, override)
+        assert told.returncode == 0, told.stderr
+        assert "Nothing to do" in llambert("run", config, override).stdout
+        assert llambert("tracking", config, override, "--force").returncode == 0
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("films")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == "FINISHED"
+        assert run.data.params["train.epochs"] == "4"
+        report = json.loads((workdir / "report" / "report.json").read_text())
+        accuracy = report["evaluation"]["llambert"]["accuracy"]
+        assert run.data.metrics["evaluation/llambert/accuracy"] == accuracy
+        assert run.data.metrics["counts/label/out"] == RECORDS
+        files = [each.path for each in client.list_artifacts(run.info.run_id, "report")]
+        assert set(files) >= {"report/index.html", "report/report.json"}
+        copy = client.download_artifacts(run.info.run_id, "report/report.json", str(tmp_path))
+        assert json.loads(Path(copy).read_text()) == report
+        assert client.list_artifacts(run.info.run_id)[0].path == "config.yaml"
+    changed = {path for path, version in _versions(folder).items() if labelled.get(path) != version}
+    assert changed == {str(workdir / "config.yaml"), str(workdir / "tracking" / "manifest.json")}
 
 
 def test_from_after_until(done):
