@@ -164,7 +164,7 @@ def _run_steps(pipeline: "Pipeline", stage: str, todo: Sequence["Step"], supervi
             pipeline.write_config()
         for title in [step.title for step in todo]:
             (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now
-            with Progress(stage) as progress:
+            with Progress(stage, run=pipeline.config.name) as progress:
                 manifest = run_step(step, progress)
             click.echo(counts_line(title, manifest.counts, manifest.seconds))
 

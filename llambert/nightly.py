@@ -231,14 +231,14 @@ class Nights:
         sources = [vars(source) for source in job.corpus.sources]
         settings = [config.corpus.model_dump(), sources]
         corpus = Step("corpus", "corpus", folder / "corpus", read, settings=settings)
-        inspected = _made(corpus)
+        inspected = _made(corpus, config.name)
         labels = Step(
             *("label", "label", folder / "labels", classify),
             inputs={"corpus": inspected.output, "train": model.id},
             settings=[config.label.what_matters(), model.version],
             from_scratch=True,
         )
-        return inspected, _made(labels)
+        return inspected, _made(labels, config.name)
 
     def _judged(self, folder: Folder, corpus: Manifest, number: int) -> dict[str, Any]:
         """The night's profile, what it is compared with, and why it is held back, if it is."""
@@ -342,10 +342,10 @@ def _columns(corpus: Corpus) -> str:
     return fingerprint([corpus.format, corpus.config.id, corpus.config.text])
 
 
-def _made(step: Step) -> Manifest:
-    """The manifest of a step, which is run unless it is done."""
+def _made(step: Step, run: str) -> Manifest:
+    """The manifest of a step of `run`, which is done now unless it has been."""
     if output(step) is None:
-        with Progress(step.stage) as progress:
+        with Progress(step.stage, run=run) as progress:
             return run_step(step, progress)
     assert step.manifest
     return step.manifest

@@ -147,6 +147,7 @@ def run_step(step: Step, progress: Progress) -> Manifest:
         settings=step.by_name,
     )
     step.folder.finish(manifest)
+    progress.finished(counts)
     if step.scratch:
         (step.folder / step.scratch).remove()
     return manifest
