@@ -211,10 +211,11 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
     """Say which steps are done, stale or missing; nothing is run."""
     pipeline = _pipeline(config, overrides)
     for stage in pipeline.stages:
-        for step in pipeline.steps(stage):
+        steps = pipeline.steps(stage)
+        for step in steps:
             line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
             click.echo(line)
-        for gate in pipeline.gates(stage) if pipeline.done(stage) else []:
+        for gate in pipeline.gates(stage) if all(step.manifest for step in steps) else []:
             click.echo(f"{'passed' if gate.passed else 'breached':<8} gate {gate.line()}")
 
 

@@ -69,7 +69,7 @@ class _Kind(NamedTuple):
     """What there is to say of a gate."""
 
     stage: str  # that makes its figure
-    share: str  # that is its figure
+    share: str  # what its figure says, after the number
     remedy: str
     most: bool = False  # the bound is the most that passes, and not the least
 
@@ -78,25 +78,25 @@ _ENCODER = "train longer, on a larger sample, or another encoder"
 _KINDS = {
     "rejects_share": _Kind(
         "annotate",
-        "the LLM's answers without a label",
+        "of the LLM's answers give no label",
         "mend the prompt, or take more answers for labels (task.labels, annotate.parse)",
         most=True,
     ),
     "label_share": _Kind(
         "annotate",
-        "the rarest of the LLM's labels",
-        "mend the prompt if it favours a label; draw a larger sample if the label is rare",
+        "of the LLM's labels are its rarest",
+        "mend the prompt if it favours a label, draw a larger sample if the label is rare",
     ),
     "llm_accuracy": _Kind(
         "annotate",
-        "the LLM's labels that are right by gold",
+        "of the LLM's labels are right by gold",
         "mend the prompt, the labels or the gold, or ask another model",
     ),
     "encoder_validation": _Kind(
-        "train", "the records held back from its training that the encoder has right", _ENCODER
+        "train", "of the records held back from its training the encoder has right", _ENCODER
     ),
     "encoder_accuracy": _Kind(
-        "evaluate", "the gold test records that the encoder has right", _ENCODER
+        "evaluate", "of the gold test records the encoder has right", _ENCODER
     ),
 }
 
@@ -144,11 +144,11 @@ class Gate:
     def line(self) -> str:
         """Name, figure and bound, for a person."""
         if self.share is None:
-            return f"{self.name}: no record to measure by, {self.asks} is asked for"
+            return f"{self.name}: no record to measure by; {self.asks} passes"
         low, high = wilson_interval(self.hits, self.records)
         return (
-            f"{self.name}: {self.share:.4f} ({low:.4f} to {high:.4f}, {self.records:,} records), "
-            f"{self.asks} is asked for"
+            f"{self.name}: {self.share:.4f} {_KINDS[self.name].share} "
+            f"({low:.4f} to {high:.4f}, {self.records:,} records); {self.asks} passes"
         )
 
 
@@ -266,15 +266,12 @@ def check_passed(gates: Iterable[Gate], folder: Folder) -> None:
             folder.write_table(f"{gate.name}.parquet", gate.table)
             where = f"{folder.uri}/{gate.name}.parquet ({gate.table.num_rows:,} records)"
         kind = _KINDS[gate.name]
-        said.append(
-            f"the gate after {kind.stage} is not passed: {gate.line()}\n"
-            f"  it is the share of {kind.share}; the mistakes are in {where}"
-        )
-        remedies.append(f"{kind.remedy}, or move the bound (--set gates.{gate.name}=…)")
+        said.append(f"a gate after {kind.stage} is not passed: {gate.line()}\n  mistakes: {where}")
+        remedies.append(f"{kind.remedy}, or move the bound: --set gates.{gate.name}=…")
     raise GateError(
         "\n".join(said),
         "\n     ".join(remedies)
-        + "; then the same command goes on from here, and no answer is paid for twice",
+        + "\n     the same command then goes on from here, and no answer is paid for twice",
     )
 
 

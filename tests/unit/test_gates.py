@@ -70,7 +70,7 @@ def test_the_llm_is_judged_by_the_answers_that_gave_a_label_and_rejects_are_mist
 def test_what_cannot_be_measured_is_not_passed(answers, tmp_path):
     gate = one(GatesConfig(llm_accuracy=0.01), annotated(), answers)
     assert gate.share is None and not gate.passed
-    with pytest.raises(GateError, match=r"no record to measure by, at least 0.01 is asked for"):
+    with pytest.raises(GateError, match=r"no record to measure by; at least 0\.01 passes"):
         check_passed([gate], Folder(str(tmp_path)))
     trained = Manifest("train", "f", "o", {}, details=held_back(None, 0))
     (gate,) = training_gates(GatesConfig(encoder_validation=0.5), FOLDER, trained)
@@ -105,7 +105,8 @@ def test_a_breach_names_figure_bound_and_mistakes_and_what_to_do(tmp_path):
         check_passed(gates, folder)
     said = str(raised.value)
     for words in (
-        "llm_accuracy: 0.7000 (0.3968 to 0.8922, 10 records), at least 0.9 is asked for",
+        "llm_accuracy: 0.7000 of the LLM's labels are right by gold (0.3968 to 0.8922, 10 records)",
+        "at least 0.9 passes",
         f"{folder.uri}/llm_accuracy.parquet (3 records)",
         "rejects_share: 0.0200",
         "at most 0.01",
