@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -196,13 +197,32 @@ def test_labelling_again_replaces_the_labels(done):
     assert labels_of(folder) == before
 
 
-def test_a_file_that_arrives_during_a_run_belongs_to_the_next_one(tmp_path):
-    config = write_run(tmp_path, gold=None)
+def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
+    """A run that has got as far as to write `sign`."""
     command = [sys.executable, "-m", "llambert", "run", config, "--until", "sample"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not (tmp_path / "out" / "corpus" / "manifest.json").exists():
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not sign.exists():
         assert running.poll() is None
         time.sleep(0.02)
+    return running
+
+
+def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_one(tmp_path):
+    config = write_run(tmp_path, gold=None)
+    stopped = _begin(config, tmp_path / "out" / "corpus" / "sources.json")
+    os.killpg(stopped.pid, signal.SIGINT)
+    said, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, said
+    assert said.strip().endswith("stopped; the same command goes on from here")
+    assert "Traceback" not in said and "SIG" not in said
+
+    running = _begin(config, tmp_path / "out" / "corpus" / "manifest.json")
     late = pa.table({"id": ["late"], "text": ["a good film that came late"]})
     pq.write_table(late, tmp_path / "corpus" / "part-9.parquet")
     said, _ = running.communicate(timeout=120)
