@@ -7,4 +7,4 @@ import sys
 
 from llambert.cli import main
 
-main(["run", *sys.argv[1:], "--until", "report"])
+main(["run", *sys.argv[1:]])

@@ -5,5 +5,5 @@ __version__ = "0.1.0"
 STAGES = (
     *("corpus", "sample", "annotate", "train", "evaluate", "label"),
     *("cascade", "review"),  # on request
-    "report",
+    *("report", "tracking"),  # the latter on request too
 )

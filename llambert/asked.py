@@ -11,6 +11,7 @@ _ANNOTATED_GOLD = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("id", "text", "gold", "label")),
         pa.field("confidence", pa.float32()),
+        *(pa.field(name, pa.string()) for name in ("reject_reason", "response")),
     ]
 )
 
@@ -31,7 +32,9 @@ def to_annotate(sample: pa.Table, chosen: pa.Table) -> pa.Table:
 
 
 def annotated_gold(asked: pa.Table, annotations: pa.Table, gold: Gold) -> pa.Table:
-    """id, text, gold, label, confidence of the annotated records that have a gold label.
+    """The annotated records that have a gold label, with what the LLM made of them.
+
+    Columns: id, text, gold, label, confidence, reject_reason, response.
 
     They are found by their text: ids of different files may be the same by chance. A test
     record bears its own id, by which the encoders' labels are compared with it.

@@ -7,6 +7,7 @@ The answers themselves lie with all others of the annotator, so that none is pai
 whatever grows: the share, or the sample.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -60,12 +61,14 @@ LABELLED_GOLD = pa.schema(
 class GoldTest:
     """The gold test records as the encoder that labelled the corpus labelled them.
 
-    `predictions` has the columns of LABELLED_GOLD; `known` the LLM's label, or None for
-    an answer that was rejected, of those that annotate asked about, by id.
+    `predictions` has the columns of LABELLED_GOLD, in an order that has nothing to do with their
+    labels; `known` the LLM's label, or None for an answer that was rejected, of those that
+    annotate asked about, by id; `most` is how many others the LLM may be asked.
     """
 
     predictions: pa.Table
     known: dict[str, str | None]
+    most: int
 
 
 def cascade(
@@ -82,8 +85,8 @@ def cascade(
 ) -> Outcome:
     """Write the labels anew, with the LLM's where it was asked and gave one.
 
-    Of the gold test records those are asked too that the encoder is as unsure of, so that what
-    this does to accuracy is measured.
+    Of the gold test records those are asked too that the encoder is as unsure of, at most
+    `gold.most`, so that what this does to accuracy is measured.
 
     Args:
         inventory: the corpus stage's folder.
@@ -103,7 +106,8 @@ def cascade(
     progress.begin(None, "finding the least certain records")
     least = least_certain(labels, size)
     threshold = least["confidence"][-1]
-    doubted = gold.predictions.filter(pc.less_equal(gold.predictions["confidence"], threshold))
+    measured = _measured(gold, threshold)
+    doubted = measured.filter(pc.less_equal(measured["confidence"], threshold))
     ids = least["id"].cast(pa.string()).to_pylist()
     unknown = [row for row in doubted.to_pylist() if row["id"] not in gold.known]
     looked_up = [*ids, *(row["id"] for row in unknown)]
@@ -125,13 +129,28 @@ def cascade(
             "least_certain": least.num_rows,
             "answered": decided.num_rows,
             "changed": pc.sum(decided["changed"]).as_py() or 0,
-            "gold": _accuracies(gold.predictions, doubted, said),
+            "gold": _accuracies(measured, doubted, said),
             "cost": _cost(asking.details, records, answers, asked_before),
             **{name: asking.details[name] for name in _TOLD},
             "warnings": [*warnings, *asking.details["warnings"]],
         },
         output=fingerprint(decided.select(["id", "label"]).to_pydict()),
     )
+
+
+def _measured(gold: GoldTest, threshold: pa.Scalar) -> pa.Table:
+    """The first of `gold.predictions`, as many as can be measured by asking `gold.most` records.
+
+    None of them where nothing may be asked and something would have to be: those before the first
+    doubted one would flatter the encoder.
+    """
+    doubted = pc.less_equal(gold.predictions["confidence"], threshold).to_pylist()
+    ids = gold.predictions["id"].to_pylist()
+    unknown = [doubt and id not in gold.known for id, doubt in zip(ids, doubted, strict=True)]
+    if any(unknown) and not gold.most:
+        return gold.predictions.slice(0, 0)
+    within = sum(asked <= gold.most for asked in itertools.accumulate(unknown))
+    return gold.predictions.slice(0, within)
 
 
 def _request(
@@ -233,7 +252,7 @@ def _merge(block: pa.Table, decided: Any, counter: Counter) -> pa.Table:
 def _accuracies(
     predictions: pa.Table, doubted: pa.Table, said: dict[str, str | None]
 ) -> dict[str, Any] | None:
-    """The encoder alone and the cascade against gold, on all gold test records; None without any.
+    """The encoder alone and the cascade against gold, on `predictions`; None without any.
 
     `mended` and `spoilt` are the records that the LLM put right and wrong.
     """

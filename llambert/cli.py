@@ -1,27 +1,22 @@
 """`llambert …`: the commands, their exit codes and what they print."""
 
-import contextlib
-import os
 import shlex
-import subprocess
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from llambert import STAGES
+from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
 from llambert.errors import LlambertError, UserError
 
 if TYPE_CHECKING:
     from llambert.nightly import Night
     from llambert.pipeline import Pipeline
     from llambert.step import Step
-
-_SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
 
 _settings = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field; may be repeated."
@@ -60,11 +55,11 @@ def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str |
     if first and not forced:
         raise click.UsageError(f"--from {first} comes after --until {last}")
     started = time.monotonic()
-    pending = [
-        s for s in chosen if s in forced or any(x.state != "done" for x in pipeline.steps(s))
-    ]
+    pending = [stage for stage in chosen if stage in forced or not pipeline.done(stage)]
+    done = chosen[: chosen.index(pending[0])] if pending else chosen
+    check_gates(pipeline, done)
     if pending:
-        _run_stages(pipeline, config, overrides, chosen, forced)
+        run_stages(pipeline, config, overrides, chosen[len(done) :], forced)
     _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
 
 
@@ -76,12 +71,12 @@ def _stage_command(stage: str, summary: str) -> None:
     @_settings
     @click.option("--force", is_flag=True, help="Run it although it is done.")
     def command(config: str, overrides: tuple[str, ...], force: bool) -> None:
-        supervised = _follow_supervisor()
+        supervised = follow_supervisor()
         pipeline = _pipeline(config, overrides)
         _refuse_absent(pipeline, stage)
         if supervised and stage != "corpus":
             pipeline.freeze()
-        _run_stage(pipeline, stage, force, supervised)
+        run_stage(pipeline, stage, force, supervised)
 
 
 for _name, _summary_line in {
@@ -94,6 +89,7 @@ for _name, _summary_line in {
     "cascade": "Ask the LLM for the least certain labels, where the run file has `cascade`.",
     "review": "Prepare the least certain records for people, where the run file has `review`.",
     "report": "Write the report.",
+    "tracking": "Tell MLflow of the run, where the run file has `tracking`.",
 }.items():
     _stage_command(_name, _summary_line)
 
@@ -102,24 +98,24 @@ for _name, _summary_line in {
 @_config
 @_settings
 @click.option("--model", metavar="FOLDER", help="Encoder that labels; by default the run's best.")
-@click.option("--publish", type=int, metavar="N", help="Only publish night N, which is held back.")
-def nightly(
-    config: str, overrides: tuple[str, ...], model: str | None, publish: int | None
-) -> None:
+@click.option(
+    "--publish", "held", metavar="[MODEL/]N", help="Only publish night N, which is held back."
+)
+def nightly(config: str, overrides: tuple[str, ...], model: str | None, held: str | None) -> None:
     """Label the files that are new or changed since the last night of the same model.
 
     A night whose labels look unlike those before is held back: exit code 3.
     """
     from llambert.config import load
     from llambert.errors import DriftError
-    from llambert.nightly import Nights
+    from llambert.nightly import Nights, publish
     from llambert.progress import duration
 
     started = time.monotonic()
-    nights = Nights(load(config, overrides), model)
-    if publish is not None:
-        click.echo(f"published night {publish}: {nights.publish(publish).uri}/")
+    if held is not None:
+        click.echo(f"published night {held}: {publish(load(config, overrides), held, model).uri}/")
         return
+    nights = Nights(load(config, overrides), model)
     done = nights.label()
     for night in done:
         _night_summary(night)
@@ -128,14 +124,14 @@ def nightly(
     if waiting := [n for n in nights.waiting() if n not in [night.number for night in done]]:
         click.echo(f"held back and not published: night {', '.join(map(str, waiting))}")
     click.echo(f"in {duration(time.monotonic() - started)}")
-    if held := [night for night in done if night.held]:
+    if wrong := [night for night in done if night.held]:
         words = ["llambert", "nightly", config, *(f"--set={each}" for each in overrides)]
         words += [f"--model={model}"] if model else []
         raise DriftError(
-            "\n".join(f"night {n.number} looks wrong: {why}" for n in held for why in n.held),
+            "\n".join(f"night {n.number} looks wrong: {why}" for n in wrong for why in n.held),
             "look at the labels, which are kept; this publishes them: "
             + ", ".join(
-                f"`{shlex.join(words)} --publish {n.number}` ({n.folder.uri}/)" for n in held
+                f"`{shlex.join(words)} --publish {n.number}` ({n.folder.uri}/)" for n in wrong
             ),
         )
 
@@ -154,7 +150,7 @@ def parse(config: str, overrides: tuple[str, ...]) -> None:
     (step,) = pipeline.steps("annotate")
     with Lease(pipeline.workdir), Progress("parse") as progress:
         manifest = run_step(step, progress)
-    click.echo(_counts_line("parse", manifest.counts, manifest.seconds))
+    click.echo(counts_line("parse", manifest.counts, manifest.seconds))
 
 
 @cli.command("config")
@@ -215,28 +211,45 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
     """Say which steps are done, stale or missing; nothing is run."""
     pipeline = _pipeline(config, overrides)
     for stage in pipeline.stages:
-        for step in pipeline.steps(stage):
+        steps = pipeline.steps(stage)
+        for step in steps:
             line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
             click.echo(line)
+        for gate in pipeline.gates(stage) if all(step.manifest for step in steps) else []:
+            click.echo(f"{'passed' if gate.passed else 'breached':<8} gate {gate.line()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 2 for the user's mistakes, 3 for a night that looks
-    wrong, 1 for a failure.
+    wrong, 4 for a gate that is not passed, 130 after Ctrl-C, 1 for a failure.
 
     Args:
         arguments: the command's words; by default those of this process.
     """
     try:
-        cli(arguments)
-    except Exception as error:
-        known = _known(error)
-        if known is None:
-            traceback.print_exc()
-        else:
-            click.secho("error: ", fg="red", bold=True, nl=False, err=True)
-            click.echo(str(known), err=True)
-        sys.exit(known.exit_code if known else 1)
+        code = cli.main(arguments, standalone_mode=False)  # --help and --version return one
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except (KeyboardInterrupt, Exception) as error:
+        code = _told(error)
+    sys.exit(code)
+
+
+def _told(error: BaseException) -> int:
+    """Say what ended a command; returns its exit code."""
+    if isinstance(error, click.Abort) and error.__cause__:  # what click makes of two exceptions
+        error = error.__cause__
+    if isinstance(error, KeyboardInterrupt):
+        click.echo("stopped; the same command goes on from here", err=True)
+        return 130
+    known = _known(error)
+    if known is None:
+        traceback.print_exception(error)
+        return 1
+    click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+    click.echo(str(known), err=True)
+    return known.exit_code
 
 
 def _known(error: BaseException | None) -> LlambertError | None:
@@ -264,110 +277,18 @@ def _refuse_absent(pipeline: "Pipeline", stage: str) -> None:
         )
 
 
-def _run_stages(
-    pipeline: "Pipeline",
-    config: str,
-    overrides: tuple[str, ...],
-    chosen: tuple[str, ...],
-    forced: tuple[str, ...],
-) -> None:
-    """Run each stage that is not done as its own process, on one Ray.
-
-    A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
-    that stages which shared one would wait for each other's GPUs for ever.
-    """
-    from llambert import cluster
-    from llambert.lease import Lease
-    from llambert.preflight import check_resources, preflight
-
-    preflight(pipeline, chosen)
-    if unknown := pipeline.gold.refusals().get("unknown_label"):
-        names = ", ".join(pipeline.config.task.labels)
-        click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
-    with Lease(pipeline.workdir), cluster.connection():
-        check_resources(pipeline, chosen)
-        pipeline.write_config()
-        for stage in chosen:
-            steps = pipeline.steps(stage)
-            if stage not in forced and all(step.state == "done" for step in steps):
-                continue
-            command = [sys.executable, "-m", "llambert", stage, config]
-            command += [part for each in overrides for part in ("--set", each)]
-            command += ["--force"] if stage in forced else []
-            environment = {**os.environ, _SUPERVISED: "1", "RAY_ADDRESS": cluster.address()}
-            child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-            try:
-                code = child.wait()
-            except BaseException:
-                child.terminate()
-                raise
-            if code:
-                sys.exit(code if code > 0 else 1)
-            pipeline.freeze()
-
-
-def _follow_supervisor() -> bool:
-    """End with the `run` that started this stage, if one did: two never write the same folder."""
-    if not os.environ.pop(_SUPERVISED, None):
-        return False
-
-    def wait() -> None:
-        os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
-        os._exit(1)
-
-    threading.Thread(target=wait, name="supervisor", daemon=True).start()
-    return True
-
-
-def _run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
-    from llambert import cluster
-    from llambert.lease import Lease
-    from llambert.preflight import check_resources, preflight
-    from llambert.progress import Progress
-    from llambert.step import run_step
-
-    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
-    if not todo:
-        click.echo(f"{stage}: done already")
-        return
-    todo[0].check_inputs()
-    if not supervised:
-        preflight(pipeline, [stage])
-    needs_ray = stage != "report"
-    with contextlib.ExitStack() as stack:
-        if not supervised:
-            stack.enter_context(Lease(pipeline.workdir))
-        if needs_ray:
-            stack.enter_context(cluster.connection())
-        if not supervised:
-            if needs_ray:
-                check_resources(pipeline, [stage])
-            pipeline.write_config()
-        for title in [step.title for step in todo]:
-            (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now
-            with Progress(stage) as progress:
-                manifest = run_step(step, progress)
-            click.echo(_counts_line(title, manifest.counts, manifest.seconds))
-
-
 def _night_summary(night: "Night") -> None:
     """Which files the night labelled, what became of their records, and where it lies."""
     manifest, title = night.manifest, f"night {night.number}"
     files = ", ".join(f"{n:,} {how}" for how, n in manifest.details["files"].items())
     click.secho(f"{title}: {'held back' if night.held else 'published'}; files: {files}", bold=True)
     rate = manifest.details["records_per_s"]
-    line = _counts_line(title, manifest.counts, manifest.seconds)
+    line = counts_line(title, manifest.counts, manifest.seconds)
     click.echo(line + (f"  {rate:,.1f}/s" if rate else ""))
     click.echo(f"{'':<24} {night.folder.uri}/labels/")
     figures = ", ".join(f"{name} {value:.3f}" for name, value in manifest.details["shifts"].items())
     against = manifest.details["compared_with"]
     click.echo(f"{'':<24} compared with {against}" + (f": {figures}" if figures else ""))
-
-
-def _counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:
-    dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items() if n)
-    end = f"; dropped: {dropped}" if dropped else ""
-    return f"{title:<24} {counts['in']:>11,} in {counts['out']:>11,} out  {seconds:8.1f} s{end}"
 
 
 def _summary(
@@ -384,7 +305,7 @@ def _summary(
             manifest = made(step)
             rate = manifest.details.get("records_per_s")
             speed = f"  {rate:,.1f}/s" if rate else ""
-            click.echo(_counts_line(step.title, manifest.counts, manifest.seconds) + speed)
+            click.echo(counts_line(step.title, manifest.counts, manifest.seconds) + speed)
             click.echo(f"{'':<24} {_where(step)}")
     click.echo(f"in {duration(seconds)}")
 

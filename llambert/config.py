@@ -15,6 +15,7 @@ from llambert.cascade import CascadeConfig
 from llambert.drift import NightlyConfig
 from llambert.errors import UserError
 from llambert.evaluate import EvaluateConfig
+from llambert.gates import GatesConfig, check_measurable
 from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
 from llambert.records import CorpusConfig
@@ -23,6 +24,7 @@ from llambert.sample import SampleConfig
 from llambert.section import Location, Section
 from llambert.storage import is_remote
 from llambert.task import TaskConfig
+from llambert.tracking import TrackingConfig
 from llambert.train import TrainConfig
 from llambert.workdir import ARTEFACTS
 
@@ -34,7 +36,8 @@ _SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are
     r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
     re.IGNORECASE,
 )
-_UNSHOWN = {"api_key_env"}  # fields whose wrong value may be a secret put in the wrong place
+# Fields whose wrong value may be a secret put in the wrong place.
+_UNSHOWN = {"api_key_env", "tracking_uri"}
 
 
 class RunConfig(Section):
@@ -60,6 +63,12 @@ class RunConfig(Section):
     )
     review: ReviewConfig | None = Field(
         None, description="Prepare the least certain labels for people; not done by default."
+    )
+    gates: GatesConfig = Field(
+        GatesConfig(), description="Bounds that stop a run before its next stage; none by default."
+    )
+    tracking: TrackingConfig | None = Field(
+        None, description="Tell MLflow of a run that is done; not done by default."
     )
     nightly: NightlyConfig = Field(
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
@@ -103,6 +112,13 @@ class RunConfig(Section):
                 f"label.variant is {self.label.variant!r}, which is not trained; "
                 f"train.variants is {self.variants}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _gates_have_their_figures(self) -> "RunConfig":
+        tested = bool(self.gold and (self.gold.test or self.gold.test_share))
+        asked, validated = self.annotate.gold_records, self.train.validation_share
+        check_measurable(self.gates, len(self.task.labels), tested, asked, validated)
         return self
 
     @property

@@ -1,7 +1,7 @@
 """Every exception the product raises on purpose, each with what to do about it.
 
-A `UserError` is the caller's to mend (exit code 2), a `DriftError` for a person to look at
-(exit code 3); every other failure is ours or the machine's (exit code 1).
+A `UserError` is the caller's to mend (exit code 2), a `DriftError` and a `GateError` for a person
+to look at (exit codes 3 and 4); every other failure is ours or the machine's (exit code 1).
 """
 
 
@@ -40,3 +40,9 @@ class DriftError(LlambertError):
     """A night was labelled and looks wrong, so that it is not published."""
 
     exit_code = 3
+
+
+class GateError(LlambertError):
+    """A figure of the run is past the bound that the run file sets it."""
+
+    exit_code = 4

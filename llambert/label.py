@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
@@ -48,6 +48,11 @@ class LabelConfig(Section):
         "device when a worker starts there first. Halved where the memory does not suffice.",
     )
     probabilities: bool = Field(False, description="Write the probability of every label too.")
+
+    def what_matters(self) -> dict[str, Any]:
+        """The settings that change which labels there are, and not only how fast they come."""
+        speed = {"workers", "cpus_per_worker", "batch_tokens", "accelerator_type"}
+        return self.model_dump(exclude=speed | {"variant"})
 
     @field_validator("workers")
     @classmethod

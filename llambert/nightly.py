@@ -23,7 +23,6 @@ from llambert.label import CHECKPOINT, label
 from llambert.lease import Lease
 from llambert.ledger import Entry, Ledger, entries
 from llambert.nightly_model import find_model, weights_version
-from llambert.pipeline import what_matters
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.step import Step, check_writable, output, run_step, versions
@@ -116,23 +115,8 @@ class Nights:
                 further = self._begin(open_corpus(self._config.corpus)) if resumed else None
                 return [*done, self._do(further)] if further else done
 
-    def publish(self, number: int) -> Folder:
-        """Publish a night that is held back; returns its folder.
-
-        Raises:
-            UserError: no such night, or it is not finished.
-        """
-        folder = self._night(number)
-        if folder.manifest() is None:
-            raise UserError(
-                f"there is no finished night {number} in {self.folder.uri!r}",
-                f"the last one is {self.last}",
-            )
-        folder.write_bytes(PUBLISHED, b"")
-        return folder
-
     def _night(self, number: int) -> Folder:
-        return self.folder / f"night-{number:04d}"
+        return self.folder / _folder_name(number)
 
     def _numbers(self) -> list[int]:
         """Of the nights begun, in order."""
@@ -247,14 +231,14 @@ class Nights:
         sources = [vars(source) for source in job.corpus.sources]
         settings = [config.corpus.model_dump(), sources]
         corpus = Step("corpus", "corpus", folder / "corpus", read, settings=settings)
-        inspected = _made(corpus)
+        inspected = _made(corpus, config.name)
         labels = Step(
             *("label", "label", folder / "labels", classify),
             inputs={"corpus": inspected.output, "train": model.id},
-            settings=[what_matters(config.label, "label"), model.version],
+            settings=[config.label.what_matters(), model.version],
             from_scratch=True,
         )
-        return inspected, _made(labels)
+        return inspected, _made(labels, config.name)
 
     def _judged(self, folder: Folder, corpus: Manifest, number: int) -> dict[str, Any]:
         """The night's profile, what it is compared with, and why it is held back, if it is."""
@@ -308,15 +292,60 @@ class Nights:
             self._night(job.number).write_bytes(PUBLISHED, b"")
 
 
+def publish(config: RunConfig, night: str, model: str | None = None) -> Folder:
+    """Publish a night that is held back; returns its folder.
+
+    It is looked for among all models' nights, as the run's model may have been trained anew since.
+
+    Args:
+        night: Its number, or `MODEL/NUMBER` with the name of a folder in `workdir/nightly/`.
+        model: Folder of the encoder that labelled it.
+
+    Raises:
+        UserError: no such night, or not finished, or one of each of several models; no access to
+            the workdir.
+    """
+    named = re.fullmatch(r"(?:([^/]+)/)?(\d+)", night)
+    if not named:
+        raise UserError(
+            f"--publish {night!r} names no night",
+            "give its number, such as 7, or MODEL/7 with a folder of nightly/ in the workdir",
+        )
+    check_writable(Workdir(config.workdir))
+    home, number = Workdir(config.workdir) / "nightly", int(named[2])
+    given = [find_model(config, model).id] if model else [named[1]] if named[1] else None
+    nights = {name: home / name / _folder_name(number) for name in given or home.folders()}
+    finished = {name: folder for name, folder in nights.items() if folder.manifest()}
+    held = {name: folder for name, folder in finished.items() if not folder.exists(PUBLISHED)}
+    found = held or finished
+    if not found:
+        raise UserError(
+            f"there is no finished night {number} in {home.uri!r}",
+            "`llambert nightly CONFIG` names the nights that are held back",
+        )
+    if len(found) > 1:
+        raise UserError(
+            f"{len(found)} models have a night {number}: {', '.join(found)}",
+            f"name the model too, such as --publish {next(iter(found))}/{number}",
+        )
+    (folder,) = found.values()
+    folder.write_bytes(PUBLISHED, b"")
+    return folder
+
+
+def _folder_name(number: int) -> str:
+    return f"night-{number:04d}"
+
+
 def _columns(corpus: Corpus) -> str:
     """A fingerprint of how the files are read."""
     return fingerprint([corpus.format, corpus.config.id, corpus.config.text])
 
 
-def _made(step: Step) -> Manifest:
-    """The manifest of a step, which is run unless it is done."""
+def _made(step: Step, run: str) -> Manifest:
+    """The manifest of a step of `run`, which is done now unless it has been."""
     if output(step) is None:
-        with Progress(step.stage) as progress:
+        with Progress(step.stage, run=run) as progress:
             return run_step(step, progress)
     assert step.manifest
     return step.manifest

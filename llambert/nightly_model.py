@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from llambert.config import RunConfig
 from llambert.drift import Profile, together, training_profile
 from llambert.errors import UserError
+from llambert.gates import Gate, check_passed, evaluation_gates, training_gates
 from llambert.models import WEIGHTS, fingerprint_weights
 from llambert.storage import Folder, Manifest, is_remote, join, list_files
 from llambert.workdir import Workdir
@@ -22,10 +23,12 @@ class NightlyModel:
 
 
 def find_model(config: RunConfig, given: str | None) -> NightlyModel:
-    """The encoder in the folder `given`; by default the run's best one.
+    """The encoder in the folder `given`; by default the run's best one, which passes the gates.
 
     Raises:
-        UserError: no such model, or one of other labels.
+        UserError: no such model, or one of other labels, or one that was not evaluated though
+            there is a gate for it.
+        GateError: it does not pass a gate.
     """
     folder, manifest = _given(given) if given else _best(config)
     names = set(folder.read_json("config.json").get("id2label", {}).values())
@@ -71,7 +74,26 @@ def _best(config: RunConfig) -> tuple[Folder, Manifest]:
             f"{workdir.uri!r}",
             "`llambert run CONFIG` trains them; `--model FOLDER` names one to label with",
         )
-    return max(trained, key=lambda found: found[1].details["validation_accuracy"] or 0)
+    best = max(trained, key=lambda found: found[1].details["validation_accuracy"] or 0)
+    seed = config.train.seeds[trained.index(best)]
+    check_passed(_gates(config, *best, seed), workdir.gates)
+    return best
+
+
+def _gates(config: RunConfig, folder: Folder, made: Manifest, seed: int) -> list[Gate]:
+    """The run file's gates on an encoder, of which these are folder, manifest and seed."""
+    gates, variant = training_gates(config.gates, folder, made), config.label_variant
+    if not config.gates.on("evaluate"):
+        return gates
+    evaluation = Workdir(config.workdir).evaluation
+    measured = evaluation.manifest()
+    if not measured or measured.inputs.get(f"train {variant} seed {seed}") != made.output:
+        raise UserError(
+            f"there is a gate after evaluate, and {folder.uri!r} has not been evaluated",
+            "`llambert run CONFIG --until evaluate` does it; `--model FOLDER` names a model that "
+            "no gate holds back",
+        )
+    return [*gates, *evaluation_gates(config.gates, evaluation, measured, variant, seed)]
 
 
 def _training(folder: Folder, manifest: Manifest | None) -> Profile | None:

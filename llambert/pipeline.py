@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cached_property, wraps
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -16,6 +16,7 @@ from llambert.config import RunConfig, dump
 from llambert.corpus import inspect_corpus
 from llambert.deepspeed_settings import user_file
 from llambert.evaluate import PREDICTIONS, Trained, evaluate
+from llambert.gates import Gate, annotation_gates, evaluation_gates, training_gates
 from llambert.gold import Gold, first_by_hash, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
@@ -24,30 +25,13 @@ from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
 from llambert.review import review
 from llambert.sample import draw_sample
-from llambert.step import Step, commit, made, output, versions
-from llambert.storage import Manifest, Outcome, fingerprint, fingerprint_model
-from llambert.train import NOT_IN_IDENTITY, train
+from llambert.step import Step, commit, made, once, output, versions
+from llambert.storage import Manifest, Outcome, fingerprint, fingerprint_model, fingerprint_rows
+from llambert.tracking import track
+from llambert.train import train
 from llambert.workdir import Workdir
 
-# Settings that change how fast a stage runs and not what it makes.
-_HOW_NOT_WHAT = {
-    "train": NOT_IN_IDENTITY | {"workers"},
-    "label": {"variant", "workers", "cpus_per_worker", "batch_tokens", "accelerator_type"},
-}
 _SOURCES = "sources.json"  # in the corpus stage's folder: the files as it found them
-
-
-def _once(make: Callable[..., Step]) -> Callable[..., Step]:
-    """A method of `Pipeline` that makes each step once in one look at the artefacts."""
-
-    @wraps(make)
-    def remembered(pipeline: "Pipeline", *args: Any) -> Step:
-        key = (make.__name__, *args)
-        if key not in pipeline._seen:
-            pipeline._seen[key] = make(pipeline, *args)
-        return pipeline._seen[key]
-
-    return remembered
 
 
 class Pipeline:
@@ -62,7 +46,7 @@ class Pipeline:
         self.workdir = Workdir(config.workdir)
         self._may_ask = may_ask
         self._frozen = False
-        self._seen: dict[Any, Step] = {}  # within one look at the artefacts
+        self.seen: dict[Any, Step] = {}  # within one look at the artefacts
         self._plans: dict[str, Callable[[], list[Step]]] = {
             "corpus": lambda: [self._corpus()],
             "sample": lambda: [self._sample()],
@@ -73,18 +57,23 @@ class Pipeline:
             "cascade": lambda: [self._cascade()],
             "review": lambda: [self._review()],
             "report": lambda: [self._report()],
+            "tracking": lambda: [self._tracking()],
         }
 
     @property
     def stages(self) -> tuple[str, ...]:
         """The stages of this run, in order: some are there only on request."""
-        absent = [name for name in ("cascade", "review") if getattr(self.config, name) is None]
+        absent = [n for n in ("cascade", "review", "tracking") if getattr(self.config, n) is None]
         return tuple(stage for stage in STAGES if stage not in absent)
 
     def steps(self, stage: str) -> list[Step]:
         """The steps of `stage`, in order, as things stand now."""
-        self._seen = {}
+        self.seen = {}
         return self._plans[stage]()
+
+    def done(self, stage: str) -> bool:
+        """Whether all of its steps are."""
+        return all(step.state == "done" for step in self.steps(stage))
 
     def write_config(self) -> None:
         """Leave the resolved run file, with versions and commit, in the workdir."""
@@ -101,6 +90,21 @@ class Pipeline:
         (step,) = self.steps("annotate")
         step.check_inputs()
         check_answered(self._to_annotate(), step.folder)
+
+    def gates(self, stage: str) -> list[Gate]:
+        """The gates after `stage`, which is done, held to what it made."""
+        config = self.config.gates
+        if not config.on(stage):
+            return []
+        step = self.steps(stage)[0]
+        if stage == "annotate":
+            gold = self._annotated_gold()
+            return annotation_gates(config, self.config.task.labels, step.folder, made(step), gold)
+        best = self._best()
+        assert best and best[0].unit
+        if stage == "train":
+            return training_gates(config, best[0].folder, best[1])
+        return evaluation_gates(config, step.folder, made(step), *best[0].unit)
 
     def freeze(self) -> None:
         """From here on the corpus is what its stage found, whatever files arrive meanwhile."""
@@ -121,13 +125,13 @@ class Pipeline:
 
     @cached_property
     def _gold_train(self) -> str:
-        return _content(self.gold.train, "text", "label")
+        return fingerprint_rows(self.gold.train, "text", "label")
 
     @cached_property
     def _gold_test(self) -> str:
-        return _content(self.gold.test, "text", "label")
+        return fingerprint_rows(self.gold.test, "text", "label")
 
-    @_once
+    @once
     def _corpus(self) -> Step:
         sources = [vars(source) for source in self.corpus.sources]
         settings = [self.config.corpus.model_dump(), sources]
@@ -139,7 +143,7 @@ class Pipeline:
 
         return Step("corpus", "corpus", folder, run, settings=settings)
 
-    @_once
+    @once
     def _sample(self) -> Step:
         corpus, folder = self._corpus(), self.workdir.sample
 
@@ -148,13 +152,13 @@ class Pipeline:
             outcome = draw_sample(
                 self.config.sample, self.corpus, corpus.folder, good, folder, progress
             )
-            outcome.output = _content(folder.read_table("sample.parquet"), "id", "text")
+            outcome.output = fingerprint_rows(folder.read_table("sample.parquet"), "id", "text")
             return outcome
 
         inputs = {"corpus": output(corpus)}
         return Step("sample", "sample", folder, run, inputs, self.config.sample.model_dump())
 
-    @_once
+    @once
     def _annotate(self) -> Step:
         config, task, sample = self.config.annotate, self.config.task, self._sample()
         folder = self.workdir.annotations(annotator_id(config, task))
@@ -162,18 +166,18 @@ class Pipeline:
         def run(progress: Progress) -> Outcome:
             records = self._to_annotate()
             outcome = annotate(config, task, records, folder, progress, may_ask=self._may_ask)
-            self.quarantine_gold()
+            self.workdir.quarantine.write_table("gold.parquet", self.gold.refused)
             outcome.details["gold_refused"] = self.gold.refusals()
-            outcome.output = _content(folder.read_table("annotations.parquet"), "id", "label")
+            outcome.output = fingerprint_rows(
+                folder.read_table("annotations.parquet"), "id", "label"
+            )
             return outcome
 
         inputs = {"sample": output(sample), "gold": self._gold_test}
-        settings = [annotator_id(config, task), config.parse, task.labels, config.gold_records]
-        return Step("annotate", "annotate", folder, run, inputs, settings)
-
-    def quarantine_gold(self) -> None:
-        """Leave the gold records that cannot be used in quarantine, with their reasons."""
-        self.workdir.quarantine.write_table("gold.parquet", self.gold.refused)
+        named: dict[str, Any] = {"annotate.parse": config.parse, "task.labels": task.labels}
+        named["annotate.gold_records"] = config.gold_records
+        settings = [annotator_id(config, task), *named.values()]
+        return Step("annotate", "annotate", folder, run, inputs, settings, named)
 
     def _to_annotate(self) -> pa.Table:
         """The sample and the first gold test records by hash of id."""
@@ -181,7 +185,7 @@ class Pipeline:
         return to_annotate(sample, first_by_hash(self.gold.test, self.config.annotate.gold_records))
 
     def _annotations(self) -> pa.Table:
-        columns = ["id", "label", "confidence"]
+        columns = ["id", "label", "confidence", "reject_reason", "response"]
         return self._annotate().folder.read_table("annotations.parquet", columns)
 
     def _annotated_gold(self) -> pa.Table:
@@ -189,14 +193,12 @@ class Pipeline:
 
     def _train(self) -> list[Step]:
         wanted = set(self.config.variants)
-        order = (
-            ["llambert"] if wanted & {"llambert", "combined"} else []
-        )  # combined goes on from it
+        order = ["llambert"] if wanted & {"llambert", "combined"} else []  # combined begins there
         order += [variant for variant in ("baseline", "combined") if variant in wanted]
         seeds = self.config.train.seeds
         return [self._train_unit(variant, seed) for seed in seeds for variant in order]
 
-    @_once
+    @once
     def _train_unit(self, variant: str, seed: int) -> Step:
         config, folder = self.config.train, self.workdir.model(variant, seed)
         labels = list(self.config.task.labels)
@@ -223,7 +225,7 @@ class Pipeline:
             return outcome
 
         made_from = [self._encoder, user_file(config.deepspeed)]
-        settings = [what_matters(config, "train"), made_from, labels, variant, seed]
+        settings = [config.what_matters(), made_from, labels, variant, seed]
         title = f"train {variant} seed {seed}"
         return Step("train", title, folder, run, inputs, settings, unit=(variant, seed))
 
@@ -236,7 +238,7 @@ class Pipeline:
         units = [(*step.unit, step) for step in self._train() if step.unit]
         return [unit for unit in units if unit[0] in variants]
 
-    @_once
+    @once
     def _evaluate(self) -> Step:
         folder = self.workdir.evaluation
         units = self._units(*self.config.variants)
@@ -266,14 +268,17 @@ class Pipeline:
         """The training step whose encoder labels; None until all of its variant are done."""
         units = [step for _, _, step in self._units(self.config.label_variant)]
         trained = [(step, manifest) for step in units if (manifest := step.manifest)]
-        return max(trained, key=_validation_accuracy) if len(trained) == len(units) else None
+        if len(trained) < len(units):
+            return None
+        # Where nothing was held back the first seed is taken
+        return max(trained, key=lambda unit: unit[1].details["validation_accuracy"] or 0.0)
 
-    @_once
+    @once
     def _label(self) -> Step:
         corpus, variant, best = self._corpus(), self.config.label_variant, self._best()
         model = best[1].output if best else None
         folder = self.workdir.labels(model or "unknown")
-        settings = [what_matters(self.config.label, "label"), variant]
+        settings = [self.config.label.what_matters(), variant]
         inputs = {"corpus": output(corpus), "train": model}
 
         def run(progress: Progress) -> Outcome:
@@ -297,7 +302,7 @@ class Pipeline:
         )
         return step
 
-    @_once
+    @once
     def _cascade(self) -> Step:
         settings = self.config.cascade
         assert settings is not None
@@ -330,14 +335,15 @@ class Pipeline:
         best = self._best()
         assert best is not None and best[0].unit is not None
         if not self.gold.test.num_rows:
-            return GoldTest(LABELLED_GOLD.empty_table(), {})
+            return GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
         variant, seed = best[0].unit
         table = (self.workdir.evaluation / PREDICTIONS).read_table(f"{variant}-seed-{seed}.parquet")
         texts = self.gold.test.sort_by("id")["text"]  # the predictions are sorted likewise
+        table = first_by_hash(table.append_column("text", texts), table.num_rows)
         known = labels_by_id(self._annotated_gold())
-        return GoldTest(table.append_column("text", texts), known)
+        return GoldTest(table, known, self.config.annotate.gold_records)
 
-    @_once
+    @once
     def _review(self) -> Step:
         settings, folder = self.config.review, self.workdir.review
         assert settings is not None
@@ -362,28 +368,26 @@ class Pipeline:
         inputs = {step.title: output(step) for step in (labelled, second) if step}
         return Step("review", "review", folder, run, inputs, [settings.model_dump(), names])
 
+    @once
     def _report(self) -> Step:
-        steps = [step for stage in self.stages[:-1] for step in self._plans[stage]()]
+        stages = self.stages[: self.stages.index("report")]
+        steps = [step for stage in stages for step in self._plans[stage]()]
 
         def run(progress: Progress) -> Outcome:
             done = {step.title: (step.folder, made(step)) for step in steps}
-            return report(self.config.name, done, self.workdir.report)
+            gates = [gate for stage in stages for gate in self.gates(stage)]
+            return report(self.config.name, done, gates, self.workdir.report)
 
         inputs = {step.title: output(step) for step in steps}
         return Step("report", "report", self.workdir.report, run, inputs)
 
+    def _tracking(self) -> Step:
+        config, reported, folder = self.config.tracking, self._report(), self.workdir.tracking
+        assert config is not None
+        inputs = {"report": output(reported)}
 
-def _validation_accuracy(trained: tuple[Step, Manifest]) -> float:
-    """Of a trained model; 0 where nothing was held back, so that the first seed is taken."""
-    return trained[1].details["validation_accuracy"] or 0.0
+        def run(progress: Progress) -> Outcome:
+            name, text, key = self.config.name, dump(self.config), fingerprint([inputs, folder.uri])
+            return track(config, name, self.config, text, reported.folder, key, progress)
 
-
-def what_matters(config: Any, stage: str) -> dict[str, Any]:
-    """The settings that change what a stage makes."""
-    return config.model_dump(exclude=_HOW_NOT_WHAT[stage])
-
-
-def _content(table: pa.Table, *columns: str) -> str:
-    """A fingerprint of rows, whatever their order."""
-    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
-    return fingerprint(sorted([str(value) for value in row] for row in rows))
+        return Step("tracking", "tracking", folder, run, inputs, config.model_dump())

@@ -9,6 +9,7 @@ from llambert.errors import UserError
 from llambert.gold import check_not_empty
 from llambert.pipeline import Pipeline
 from llambert.step import check_writable
+from llambert.tracking import check as check_tracking
 from llambert.train import check as check_trainer
 from llambert.train import required_resources as train_needs
 
@@ -18,15 +19,17 @@ def preflight(pipeline: Pipeline, stages: Iterable[str]) -> None:
 
     Raises:
         UserError: a path, column or model that does not exist, or no access to one; a gold
-            set without a single record.
+            set without a single record; no client or server of MLflow where it is to be told.
     """
     check_writable(pipeline.workdir)
     check_not_empty(pipeline.config.gold, pipeline.config.task, pipeline.gold)
-    pending = [s for s in stages if any(step.state != "done" for step in pipeline.steps(s))]
+    pending = [stage for stage in stages if not pipeline.done(stage)]
     if "annotate" in pending or "cascade" in pending:
         check_annotator(pipeline.config.annotate, pipeline.config.task)
     if "train" in pending:
         check_trainer(pipeline.config.train)
+    if "tracking" in pending and pipeline.config.tracking:
+        check_tracking(pipeline.config.tracking)
 
 
 def check_resources(pipeline: Pipeline, stages: Iterable[str]) -> None:
@@ -42,7 +45,7 @@ def check_resources(pipeline: Pipeline, stages: Iterable[str]) -> None:
         "train": train_needs(pipeline.config.train, have),
     }
     for stage in [s for s in stages if s in needs]:
-        if all(step.state == "done" for step in pipeline.steps(stage)):
+        if pipeline.done(stage):
             continue
         for kind, amount in needs[stage].items():
             if amount > have.get(kind, 0):

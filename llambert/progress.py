@@ -1,13 +1,19 @@
 """How far a stage is: one live line on a terminal, a plain line now and then in a log."""
 
+import logging
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rich.console import Console
 from rich.live import Live
 from rich.text import Text
+
+from llambert.metrics import Metrics
+
+log = logging.getLogger(__name__)
 
 _LIVE_S = 0.5  # seconds between two looks at the counter
 _LOG_S = 5.0  # seconds between two plain lines in a log
@@ -85,7 +91,14 @@ class Progress:
     counts from workers.
     """
 
-    def __init__(self, stage: str, unit: str = "records", quiet: bool = False) -> None:
+    def __init__(
+        self, stage: str, unit: str = "records", quiet: bool = False, run: str | None = None
+    ) -> None:
+        """
+        Args:
+            quiet: No line is shown.
+            run: The name under which what is done is counted for Prometheus; None: it is not.
+        """
         self.stage = stage
         self.unit = unit
         self.total: int | None = None
@@ -96,6 +109,8 @@ class Progress:
         self._remote: RayCounter | None = None
         self._started = time.monotonic()
         self._first: tuple[int, float] | None = None  # records when some were first seen, and when
+        self._metrics = Metrics(run, stage) if run else None
+        self._counting = threading.Lock()  # for the line's thread and the stage's both count
         self._stop = threading.Event()
         self._console = Console(file=sys.stderr, highlight=False)
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
@@ -120,8 +135,16 @@ class Progress:
         Args:
             done: what an earlier run did of `total`; the rate leaves it out.
         """
-        self.total, self.note, self.unit = total, note, unit or self.unit
-        self._before, self._done, self._remote, self._first = done, 0, None, None
+        self._count()
+        with self._counting:
+            self.total, self.note, self.unit = total, note, unit or self.unit
+            self._before, self._done, self._remote, self._first = done, 0, None, None
+            if self._metrics:
+                self._metrics.begin()
+
+    def finished(self, counts: Mapping[str, Any]) -> None:
+        """A step has ended with these counts: in, out, dropped by reason."""
+        self._count(counts)
 
     def advance(self, records: int = 1) -> None:
         self._done += records
@@ -175,14 +198,34 @@ class Progress:
         parts.append(f"[{duration(self.seconds)}]")
         return "  ".join(part for part in parts if part)
 
+    def _count(self, finished: Mapping[str, Any] | None = None) -> None:
+        """Bring the metrics up to date; `finished` are the counts of a step that has ended."""
+        with self._counting:
+            if not self._metrics:
+                return
+            remote = self._remote
+            try:
+                done = self._done + (remote.read()[0] if remote else 0)
+                self._metrics.progress(self.note, done, remote.figures() if remote else {})
+                if finished:
+                    self._metrics.finished(finished)
+            except Exception as error:  # as for the line: a count must never end a run
+                log.warning("%s is not counted for Prometheus: %s", self.stage, error)
+                self._metrics = None
+
     def _show(self) -> None:
         if self._console.is_terminal:
+            counted = 0.0
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 while not self._stop.wait(_LIVE_S):
                     live.update(Text(self._safe_line()), refresh=True)
+                    if self.seconds - counted > _LOG_S:
+                        self._count()
+                        counted = self.seconds
             return
         shown = ""
         while not self._stop.wait(_LOG_S):
+            self._count()
             line = self._safe_line()
             if line != shown:
                 print(line, file=sys.stderr, flush=True)

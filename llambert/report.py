@@ -1,10 +1,11 @@
 """Stage: what the run did, how good and how fast, as one page and one JSON file."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from typing import Any
 
+from llambert.gates import Gate
 from llambert.parse import REJECTS
 from llambert.schema import REFUSALS
 from llambert.storage import Folder, Manifest, Outcome
@@ -26,11 +27,17 @@ _DROPPED = {"corpus": "refused", "annotate": "rejected"}  # a record that a samp
 _NO_COUNT = {"prompt_tokens", "output_tokens", "tokens"}  # 0: the engine did not count
 
 
-def report(name: str, made: Mapping[str, tuple[Folder, Manifest]], folder: Folder) -> Outcome:
+def report(
+    name: str,
+    made: Mapping[str, tuple[Folder, Manifest]],
+    gates: Iterable[Gate],
+    folder: Folder,
+) -> Outcome:
     """Write report.json and index.html to `folder`.
 
     Args:
         made: the folder and manifest of every step of the run, by the step's title, in order.
+        gates: those that the run file sets, held to what was made.
 
     Returns:
         An outcome whose counts are steps rather than records.
@@ -40,6 +47,7 @@ def report(name: str, made: Mapping[str, tuple[Folder, Manifest]], folder: Folde
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **{title: _stage(*pair) for title, pair in made.items() if title != "evaluate"},
         "evaluation": made["evaluate"][1].details,
+        "gates": [gate.figures() for gate in gates],
         "seconds": {title: manifest.seconds for title, (_, manifest) in made.items()},
         "work": {
             title: figures

@@ -1,13 +1,14 @@
 """A step: one folder that is done, stale or missing, and how it is made."""
 
 import importlib.metadata
+import reprlib
 import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llambert.errors import CountError, StageError, UserError
 from llambert.progress import Progress
@@ -26,7 +27,8 @@ class Step:
     folder: Folder
     run: Callable[[Progress], Outcome]
     inputs: dict[str, str | None] = field(default_factory=dict)  # None: not made yet
-    settings: Any = None
+    settings: Any = None  # the stage's section, or a list that begins with it where it has names
+    named: dict[str, Any] = field(default_factory=dict)  # settings of `settings`, by their names
     unit: tuple[str, int] | None = None  # variant and seed of a training step
     from_scratch: bool = False  # what a finished folder holds goes before it is made again
     scratch: str | None = None  # folder inside, of use only until the step is finished
@@ -78,7 +80,43 @@ class Step:
         before = self._found.inputs
         names = before | self.inputs
         changed = [name for name in names if before.get(name) != self.inputs.get(name)]
+        changed += self._changed_settings(self._found.settings)
         return f"changed: {', '.join(changed) or 'its settings or files'}"
+
+    @property
+    def by_name(self) -> dict[str, Any]:
+        """The settings that have a name in the run file."""
+        first = self.settings[0] if isinstance(self.settings, list) else self.settings
+        section = first if isinstance(first, dict) else {}
+        return {f"{self.stage}.{name}": value for name, value in section.items()} | self.named
+
+    def _changed_settings(self, before: dict[str, Any]) -> list[str]:
+        """Which settings are not what they were; none where the folder does not tell."""
+        now = self.by_name if before else {}
+        return [
+            f"{name} (was {reprlib.repr(before.get(name))})"
+            for name, value in now.items()
+            if fingerprint(value) != fingerprint(before.get(name))
+        ]
+
+
+class Looking(Protocol):
+    """Whoever makes steps looks at the artefacts now and then; `seen` is emptied each time."""
+
+    seen: dict[Any, Step]
+
+
+def once(make: Callable[..., Step]) -> Callable[..., Step]:
+    """A method of a `Looking` that makes each step once in one look at the artefacts."""
+
+    @wraps(make)
+    def remembered(maker: Looking, *args: Any) -> Step:
+        key = (make.__name__, *args)
+        if key not in maker.seen:
+            maker.seen[key] = make(maker, *args)
+        return maker.seen[key]
+
+    return remembered
 
 
 def run_step(step: Step, progress: Progress) -> Manifest:
@@ -106,8 +144,10 @@ def run_step(step: Step, progress: Progress) -> Manifest:
         details=outcome.details,
         inputs=step.inputs,
         versions=versions(),
+        settings=step.by_name,
     )
     step.folder.finish(manifest)
+    progress.finished(counts)
     if step.scratch:
         (step.folder / step.scratch).remove()
     return manifest

@@ -89,6 +89,12 @@ def fingerprint(value: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def fingerprint_rows(table: pa.Table, *columns: str) -> str:
+    """A fingerprint of rows, whatever their order."""
+    rows = zip(*(table[name].to_pylist() for name in columns), strict=True)
+    return fingerprint(sorted([str(value) for value in row] for row in rows))
+
+
 def _plain(value: Any) -> Any:
     """A set or a path as JSON; anything else may print itself differently in another process."""
     if isinstance(value, set | frozenset):
@@ -131,6 +137,7 @@ class Manifest:
     details: dict[str, Any] = field(default_factory=dict)  # rates, tokens, figures of the stage
     inputs: dict[str, Any] = field(default_factory=dict)  # fingerprints of what was read
     versions: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # by name: to tell which one changed
 
 
 class Folder:

@@ -35,7 +35,7 @@ Variant = Literal["baseline", "llambert", "combined"]
 _CHECKPOINTS = "_checkpoints"
 _GPU_WORKER_CPUS = 2  # one computes, one tokenizes the next batch
 # Settings that do not change the weights, or that a checkpoint may outlive.
-NOT_IN_IDENTITY = {
+_NOT_IN_IDENTITY = {
     *("variants", "seeds", "cpus_per_worker", "accelerator_type"),
     *("max_failures", "checkpoint_every_s"),
 }
@@ -107,6 +107,10 @@ class TrainConfig(Section):
     )
     trust_remote_code: bool = Field(False, description="Run code that comes with the model.")
 
+    def what_matters(self) -> dict[str, Any]:
+        """The settings that change what is learned, and not only how fast."""
+        return self.model_dump(exclude=_NOT_IN_IDENTITY | {"workers"})
+
     @model_validator(mode="after")
     def _adds_up(self) -> "TrainConfig":
         if self.batch_size < self.workers:
@@ -172,7 +176,7 @@ def train(
     targets = table["target"].to_numpy()
     training, validation = split(targets, config.validation_share, seed)
     settings = _engine_settings(config, len(training), gpu)
-    fixed = config.model_dump(exclude=NOT_IN_IDENTITY)
+    fixed = config.model_dump(exclude=_NOT_IN_IDENTITY)
     name = fingerprint(
         [fixed, settings, labels, _identity(init_from), seed, gpu, content_hash(table)]
     )
@@ -288,6 +292,8 @@ def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:
             result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise _failure(error, config.max_failures) from error
+        except SystemExit as stopped:  # Ray Train's answer to Ctrl-C, as if all had gone well
+            raise KeyboardInterrupt from stopped
     return dict(result.return_value)
 
 

@@ -4,7 +4,8 @@ from llambert.storage import Folder
 
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
-    *("labels", "cascade", "review", "quarantine", "report", "nightly"),
+    *("labels", "cascade", "review", "quarantine", "gates", "report", "tracking"),
+    "nightly",
 }
 
 
@@ -45,8 +46,16 @@ class Workdir(Folder):
         return self / "quarantine"
 
     @property
+    def gates(self) -> Folder:
+        return self / "gates"
+
+    @property
     def report(self) -> Folder:
         return self / "report"
+
+    @property
+    def tracking(self) -> Folder:
+        return self / "tracking"
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model

@@ -166,7 +166,10 @@ class AnnotateConfig(Section):
         "max_num_seqs. Those that set memory or schedule do not make another annotator.",
     )
     gold_records: int = Field(
-        500, description="Gold test records that the LLM answers too, to be measured by.", ge=0
+        500,
+        description="Gold test records that the LLM answers too, to be measured by; a cascade "
+        "asks at most as many more, of those that the encoder doubts.",
+        ge=0,
     )
     max_failed_share: float = Field(
         0.05,

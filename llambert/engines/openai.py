@@ -109,7 +109,8 @@ class _Asker:
             else:
                 row.update(_read(completion))
             self._ended += 1
-            self._counter.add(1)
+            figures = {name: row.get(name) or 0 for name in ("prompt_tokens", "output_tokens")}
+            self._counter.add(1, **figures)
         return row
 
     def _refused(self, status: int) -> None:

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llambert import schema
 from llambert.cluster import resources
@@ -264,5 +265,6 @@ def _responses(block: pa.Table, counter: Counter) -> pa.Table:
         },
         schema=schema.RESPONSE,
     )
-    counter.add(table.num_rows)
+    tokens = ("prompt_tokens", "output_tokens")
+    counter.add(table.num_rows, **{name: pc.sum(table[name]).as_py() or 0 for name in tokens})
     return table

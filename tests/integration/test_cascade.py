@@ -16,6 +16,7 @@ from tests.tiny_roberta import easy_records, make_tiny_roberta
 
 RECORDS = 1000
 GOLD = 300
+GOLD_ASKED = 100  # of these, with the sample; a cascade may ask as many more
 SHARE, LARGER = 0.1, 0.25
 IDS = range(10_000, 10_000 + RECORDS)
 
@@ -55,7 +56,7 @@ def write_run(folder: Path) -> str:
         "sample": {"size": 200},
         "annotate": {
             "engine": "recorded",
-            "gold_records": 50,
+            "gold_records": GOLD_ASKED,
             "recorded": {"path": "answers.parquet", "id": "id", "response": "response"},
         },
         "train": {
@@ -125,6 +126,7 @@ def check(out: Path, share: float) -> dict:
             "accuracy": number / GOLD,
             "accuracy_interval": list(wilson_interval(number, GOLD)),
         }
+    assert told["cost"]["answers"] <= share * RECORDS + GOLD_ASKED
     assert told["gold"]["mended"] - told["gold"]["spoilt"] == right["cascade"] - right["encoder"]
     return told
 
@@ -134,7 +136,7 @@ def test_the_llm_decides_what_the_encoder_is_unsure_of(done):
     told = check(out, SHARE)
     (annotator,) = (out / "annotations").iterdir()
     assert told["cost"]["asked"] == told["cost"]["answers"]
-    assert len(rows(annotator, "responses")) == 200 + 50 + told["cost"]["asked"]
+    assert len(rows(annotator, "responses")) == 200 + GOLD_ASKED + told["cost"]["asked"]
 
 
 def test_people_are_given_what_is_least_certain_now(done):
@@ -192,7 +194,7 @@ def test_a_larger_share_asks_only_for_the_difference(done):
     (annotator,) = (out / "annotations").iterdir()
     paid = rows(annotator, "responses")
     assert len({(row["id"], row["text_hash"]) for row in paid}) == len(paid)
-    assert len(paid) == 200 + 50 + cost["answers"]
+    assert len(paid) == 200 + GOLD_ASKED + cost["answers"]
 
 
 def test_a_larger_sample_does_not_ask_what_the_cascade_has_asked(done):

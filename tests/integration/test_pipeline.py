@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from tests.mlflow_server import mlflow_server
 from tests.tiny_roberta import easy_records, make_tiny_roberta
 
 RECORDS = 3000
@@ -157,12 +159,20 @@ def test_a_second_run_does_nothing(done):
     assert _versions(folder) == before
 
 
-def test_a_larger_sample_asks_only_for_the_difference(done):
+def test_a_larger_sample_asks_only_for_the_difference_and_a_gate_stops_the_run(done):
     folder, _ = done
     config = str(folder / "run.yaml")
-    grown = llambert("run", config, "--set", "sample.size=500", "--until", "annotate")
-    assert grown.returncode == 0, grown.stderr
+    strict = ["--set", "sample.size=500", "--set", "gates.rejects_share=0.001"]
+    grown = llambert("run", config, *strict)
+    assert grown.returncode == 4, grown.stdout + grown.stderr
     (annotator,) = (folder / "out" / "annotations").iterdir()
+    for words in ("rejects_share: 0.0", "at most 0.001", f"{annotator}/annotations.parquet"):
+        assert words in grown.stderr
+    assert "Traceback" not in grown.stderr
+    before = _versions(folder)
+    again = llambert("run", config, *strict)
+    assert (again.returncode, again.stderr) == (4, grown.stderr[grown.stderr.index("error:") :])
+    assert _versions(folder) == before
     details = json.loads((annotator / "manifest.json").read_text())["details"]
     assert details["asked"] == 100
     status = llambert("status", config, "--set", "sample.size=500").stdout
@@ -170,6 +180,9 @@ def test_a_larger_sample_asks_only_for_the_difference(done):
     assert states["corpus"] == states["sample"] == states["annotate"] == "done"
     assert states["train"] == "stale"
     assert states["label"] == "missing"  # which model will label is not known yet
+    assert (
+        "changed: train.epochs (was 4)" in llambert("status", config, "--set=train.epochs=5").stdout
+    )
     back = llambert("run", config, "--until", "annotate")
     assert back.returncode == 0, back.stderr
     details = json.loads((annotator / "manifest.json").read_text())["details"]
@@ -184,13 +197,34 @@ def test_labelling_again_replaces_the_labels(done):
     assert labels_of(folder) == before
 
 
-def test_a_file_that_arrives_during_a_run_belongs_to_the_next_one(joined, tmp_path):
-    config = write_run(tmp_path, gold=None)
+def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
+    """A run that has got as far as to write `sign`."""
     command = [sys.executable, "-m", "llambert", "run", config, "--until", "sample"]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    while not (tmp_path / "out" / "corpus" / "manifest.json").exists():
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    while not sign.exists():
         assert running.poll() is None
         time.sleep(0.02)
+    return running
+
+
+def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_one(
+    joined, tmp_path
+):
+    config = write_run(tmp_path, gold=None)
+    stopped = _begin(config, tmp_path / "out" / "corpus" / "sources.json")
+    os.killpg(stopped.pid, signal.SIGINT)
+    said, _ = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, said
+    assert said.strip().endswith("stopped; the same command goes on from here")
+    assert "Traceback" not in said and "SIG" not in said
+
+    running = _begin(config, tmp_path / "out" / "corpus" / "manifest.json")
     late = pa.table({"id": ["late"], "text": ["a good film that came late"]})
     pq.write_table(late, tmp_path / "corpus" / "part-9.parquet")
     said, _ = running.communicate(timeout=120)
@@ -275,14 +309,58 @@ def test_from_repeats_a_stage_and_no_secret_of_the_environment_is_kept(done):
     secret = {"AWS_SECRET_ACCESS_KEY": "correct-horse-battery"}
     config = str(folder / "run.yaml")
     before = _versions(folder)
-    finished = llambert("run", config, "--from", "report", env=os.environ | secret)
+    bounds = {"rejects_share": 0.1, "label_share": 0.3, "llm_accuracy": 1}
+    bounds |= {"encoder_validation": 0.8, "encoder_accuracy": 0.9}
+    gates = [f"--set=gates.{name}={bound}" for name, bound in bounds.items()]
+    finished = llambert("run", config, "--from", "report", *gates, env=os.environ | secret)
     assert finished.returncode == 0, finished.stderr
     assert "All done" in finished.stdout
+    report = json.loads((folder / "out" / "report" / "report.json").read_text())
+    assert {gate["name"]: gate["bound"] for gate in report["gates"]} == bounds
+    assert all(gate["passed"] for gate in report["gates"])
+    figures = {gate["name"]: gate["figure"] for gate in report["gates"]}
+    assert figures["llm_accuracy"] == report["evaluation"]["llm"]["accuracy"] == 1
+    assert figures["encoder_accuracy"] == report["evaluation"]["llambert"]["accuracy"]
     changed = {path for path, version in _versions(folder).items() if before.get(path) != version}
     assert {Path(path).parent.name for path in changed} == {"report", "out"}
     for path in (folder / "out").rglob("*"):
         if path.is_file():
             assert b"correct-horse-battery" not in path.read_bytes()
+
+
+def test_mlflow_is_told_of_a_run_once(done, tmp_path, monkeypatch):
+    from mlflow.tracking import MlflowClient
+
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder, _ = done
+    config, workdir = str(folder / "run.yaml"), folder / "out"
+    labelled = _versions(folder)
+    silent = llambert("run", config, "--set=tracking.mlflow.tracking_uri=http://127.0.0.1:1")
+    assert silent.returncode == 1, silent.stdout
+    assert "cannot log to MLflow at 'http://127.0.0.1:1'" in silent.stderr
+    assert "labels and report are done" in silent.stderr and "Traceback" not in silent.stderr
+    with mlflow_server(tmp_path) as uri:
+        override = f"--set=tracking.mlflow.tracking_uri={uri}"
+        told = llambert("run", config, override)
+        assert told.returncode == 0, told.stderr
+        assert "Nothing to do" in llambert("run", config, override).stdout
+        assert llambert("tracking", config, override, "--force").returncode == 0
+        client = MlflowClient(uri)
+        experiment = client.get_experiment_by_name("films")
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.info.status == "FINISHED"
+        assert run.data.params["train.epochs"] == "4"
+        report = json.loads((workdir / "report" / "report.json").read_text())
+        accuracy = report["evaluation"]["llambert"]["accuracy"]
+        assert run.data.metrics["evaluation/llambert/accuracy"] == accuracy
+        assert run.data.metrics["counts/label/out"] == RECORDS
+        files = [each.path for each in client.list_artifacts(run.info.run_id, "report")]
+        assert set(files) >= {"report/index.html", "report/report.json"}
+        copy = client.download_artifacts(run.info.run_id, "report/report.json", str(tmp_path))
+        assert json.loads(Path(copy).read_text()) == report
+        assert client.list_artifacts(run.info.run_id)[0].path == "config.yaml"
+    changed = {path for path, version in _versions(folder).items() if labelled.get(path) != version}
+    assert changed == {str(workdir / "config.yaml"), str(workdir / "tracking" / "manifest.json")}
 
 
 def test_from_after_until(done):

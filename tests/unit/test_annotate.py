@@ -286,10 +286,11 @@ def test_a_vllm_block_of_answers_and_failures_becomes_responses():
     from llambert.engines.vllm import _responses
 
     class Count:
-        records = 0
+        records = tokens = 0
 
-        def add(self, records: int) -> None:
+        def add(self, records: int, prompt_tokens: int, output_tokens: int) -> None:
             self.records += records
+            self.tokens += prompt_tokens + output_tokens
 
     rows = [
         {
@@ -312,7 +313,7 @@ def test_a_vllm_block_of_answers_and_failures_becomes_responses():
         "ValueError: x",
         False,
     )
-    assert count.records == 2
+    assert (count.records, count.tokens) == (2, 10)
     only_failed = _responses(pa.Table.from_pylist(rows[1:]), count)
     assert only_failed["error"].to_pylist() == ["ValueError: x"]
     assert only_failed.schema.equals(schema.RESPONSE)

@@ -47,6 +47,27 @@ def test_a_gold_record_is_asked_under_an_id_of_its_own():
         assert names == {"2": "gold:2", "3": "gold:3", "g4": "1", "g5": "g5", "g6": "gold:3"}
 
 
+@pytest.mark.parametrize(
+    ("most", "known", "measured"),
+    [
+        (9, {}, "abcdef"),
+        (2, {}, "abcd"),  # e is the third that would have to be asked
+        (2, {"b": None}, "abcdef"),
+        (1, {"b": "good", "c": "good"}, "abcdef"),
+        (0, {}, ""),
+        (0, {"b": "good", "c": "good", "e": "bad"}, "abcdef"),
+    ],
+)
+def test_no_more_gold_records_are_asked_than_allowed(most, known, measured):
+    confidences = [0.9, 0.5, 0.6, 0.8, 0.7, 0.9]  # b, c and e are doubted
+    table = pa.table({"id": list("abcdef"), "confidence": pa.array(confidences, pa.float32())})
+    gold = cascade.GoldTest(table, known, most)
+    found = cascade._measured(gold, pa.scalar(0.7, pa.float32()))
+    assert "".join(found["id"].to_pylist()) == measured
+    empty = cascade.GoldTest(cascade.LABELLED_GOLD.empty_table(), {}, 0)
+    assert cascade._measured(empty, pa.scalar(0.7, pa.float32())).num_rows == 0
+
+
 def test_accuracy_with_and_without_the_llm():
     predictions = pa.table(
         {

@@ -1,5 +1,7 @@
 """The command line: quick, quiet imports, and messages instead of tracebacks."""
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -67,3 +69,35 @@ def test_an_error_of_ours_is_found_behind_rays():
     outer.__cause__ = inner
     assert cli._known(outer) is inner
     assert cli._known(RuntimeError("other")) is None
+
+
+WAITING = """
+import sys
+from llambert import cli, driver
+
+STAGE = (
+    "import time; from llambert.driver import follow_supervisor; assert follow_supervisor(); "
+    "print('up', flush=True); time.sleep(60)"
+)
+
+@cli.cli.command()
+def wait():
+    driver._run_child([sys.executable, "-c", STAGE], {"LLAMBERT_SUPERVISED": "1"})
+
+cli.main(["wait"])
+"""
+
+
+def test_ctrl_c_ends_a_command_and_its_stage_with_one_sentence():
+    running = subprocess.Popen(
+        [sys.executable, "-c", WAITING],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert running.stdout and running.stdout.readline() == "up\n"
+    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all at once
+    _, said = running.communicate(timeout=30)  # returns when the stage too has closed its output
+    assert running.returncode == 130
+    assert said.strip() == "stopped; the same command goes on from here"

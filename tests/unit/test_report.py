@@ -3,6 +3,8 @@
 import json
 from html.parser import HTMLParser
 
+from llambert.gates import Gate
+from llambert.interval import wilson_interval
 from llambert.report import report
 from llambert.storage import Folder, Manifest
 
@@ -41,7 +43,7 @@ def manifest(stage: str, out: int, details=None, dropped=None) -> Manifest:
     return Manifest(stage, "f00", "f00", counts, 12.34, details or {}, {}, {"ray": "2.60.0"})
 
 
-def write(tmp_path, name="films", **changes) -> tuple[dict, Page]:
+def write(tmp_path, name="films", gates=(), **changes) -> tuple[dict, Page]:
     made = {
         "corpus": manifest("corpus", 100_000, dropped={"empty_text": 3}),
         "sample": manifest("sample", 50, dropped={"not_drawn": 99_950}),
@@ -51,9 +53,8 @@ def write(tmp_path, name="films", **changes) -> tuple[dict, Page]:
         "label": manifest("label", 100_000),
     } | changes
     folder = Folder(str(tmp_path / "report"))
-    outcome = report(
-        name, {title: (Folder(f"/w/{title}"), each) for title, each in made.items()}, folder
-    )
+    pairs = {title: (Folder(f"/w/{title}"), each) for title, each in made.items()}
+    outcome = report(name, pairs, gates, folder)
     assert outcome.counts == {"in": len(made), "out": len(made), "dropped": {}}
     value = json.loads(folder.read_bytes("report.json"))
     return value, Page(folder.read_bytes("index.html").decode())
@@ -118,6 +119,25 @@ def test_how_good_how_fast_and_what_it_cost(tmp_path):
         assert len(row) == len(heading)
     reject = "off_list: the response is an answer that is none of the labels"
     assert ["annotate", "rejected", reject, "5"] in page.rows
+
+
+def test_the_gates_that_were_passed(tmp_path):
+    gates = [Gate("llm_accuracy", 0.8, 9, 10, ""), Gate("rejects_share", 0.5, 0, 45, "")]
+    value, page = write(tmp_path, gates=gates)
+    assert value["gates"][0] == {
+        "name": "llm_accuracy",
+        "stage": "annotate",
+        "figure": 0.9,
+        "interval": list(wilson_interval(9, 10)),
+        "records": 10,
+        "bound": 0.8,
+        "asks": "at least 0.8",
+        "passed": True,
+    }
+    row = ["llm_accuracy", "annotate", "90.00 %", "59.58\u201398.21 %", "10", "at least 0.8", "yes"]
+    assert row in page.rows
+    assert [row[5] for row in page.rows if row[0] == "rejects_share"] == ["at most 0.5"]
+    assert not any(row[0] == "gate" for row in write(tmp_path)[1].rows)
 
 
 def test_only_what_was_measured_is_shown(tmp_path):

@@ -1,0 +1,176 @@
+"""How stages are run: each in a process of its own, under one lease and on one Ray."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llambert.errors import UserError
+
+if TYPE_CHECKING:
+    from llambert.pipeline import Pipeline
+    from llambert.step import Step
+
+_SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
+_LIGHT = ("report", "tracking")  # stages that need no Ray
+_STOP_S = 5.0  # seconds for a stage to end when told to
+
+
+def run_stages(
+    pipeline: "Pipeline",
+    config: str,
+    overrides: tuple[str, ...],
+    chosen: tuple[str, ...],
+    forced: tuple[str, ...],
+) -> None:
+    """Run each stage that is not done as its own process, on one Ray, as far as the gates allow.
+
+    A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
+    that stages which shared one would wait for each other's GPUs for ever.
+    """
+    from llambert import cluster
+    from llambert.lease import Lease
+    from llambert.preflight import check_resources, preflight
+
+    preflight(pipeline, chosen)
+    if unknown := pipeline.gold.refusals().get("unknown_label"):
+        names = ", ".join(pipeline.config.task.labels)
+        click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
+    light = all(s in _LIGHT or (pipeline.done(s) and s not in forced) for s in chosen)
+    with Lease(pipeline.workdir), contextlib.nullcontext() if light else cluster.connection():
+        environment = {_SUPERVISED: "1"}
+        if not light:
+            environment["RAY_ADDRESS"] = cluster.address()
+            check_resources(pipeline, chosen)
+        pipeline.write_config()
+        for stage in chosen:
+            if stage in forced or not pipeline.done(stage):
+                command = [sys.executable, "-m", "llambert", stage, config]
+                command += [part for each in overrides for part in ("--set", each)]
+                command += ["--force"] if stage in forced else []
+                _run_child(command, environment)
+                pipeline.freeze()
+            check_gates(pipeline, [stage])
+
+
+def _run_child(command: list[str], environment: dict[str, str]) -> None:
+    """Run a stage's process to its end, and end with it if it fails."""
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | environment)
+    try:
+        code = child.wait()
+    except BaseException:
+        _stop(child)
+        raise
+    if code:
+        sys.exit(code if code > 0 else 1)
+
+
+def check_gates(pipeline: "Pipeline", stages: Iterable[str]) -> None:
+    """Hold what `stages` made to the gates of the run file.
+
+    Raises:
+        GateError: a gate is not passed.
+        UserError: a stage with a gate has not been done.
+    """
+    from llambert.gates import check_passed
+
+    for stage in stages:
+        if pipeline.config.gates.on(stage) and not pipeline.done(stage):
+            raise UserError(
+                f"there are gates after {stage}, and what it makes is missing or stale",
+                "`llambert run` does all stages in order",
+            )
+        gates = pipeline.gates(stage)
+        check_passed(gates, pipeline.workdir.gates)
+        for gate in gates:
+            click.echo(f"gate {gate.line()}")
+
+
+def _stop(child: subprocess.Popen[bytes]) -> None:
+    """End a stage at once, as a kill does: at a signal Ray would print its stack."""
+    assert child.stdin is not None
+    child.stdin.close()
+    try:
+        child.wait(_STOP_S)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
+
+
+def follow_supervisor() -> bool:
+    """End with the `run` that started this stage, if one did: two never write the same folder.
+
+    Ctrl-C reaches every process of a terminal, and is left to the supervisor.
+    """
+    if not os.environ.pop(_SUPERVISED, None):
+        return False
+    from rich.console import Console
+
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+
+    def wait() -> None:
+        os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
+        Console(file=sys.stderr).show_cursor()  # which the progress line has hidden
+        os._exit(1)
+
+    threading.Thread(target=wait, name="supervisor", daemon=True).start()
+    return True
+
+
+def run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:
+    """Run the steps of one stage in this process, between the gates before and after it.
+
+    Args:
+        force: do the steps again that are done.
+        supervised: `run_stages` holds the lease and checks what is to be checked.
+    """
+    todo = [step for step in pipeline.steps(stage) if force or step.state != "done"]
+    if todo:
+        todo[0].check_inputs()
+    if not supervised:
+        check_gates(pipeline, pipeline.stages[: pipeline.stages.index(stage)])
+    if todo:
+        _run_steps(pipeline, stage, todo, supervised)
+    else:
+        click.echo(f"{stage}: done already")
+    if not supervised:
+        check_gates(pipeline, [stage])
+
+
+def _run_steps(pipeline: "Pipeline", stage: str, todo: Sequence["Step"], supervised: bool) -> None:
+    from llambert import cluster
+    from llambert.lease import Lease
+    from llambert.preflight import check_resources, preflight
+    from llambert.progress import Progress
+    from llambert.step import run_step
+
+    if not supervised:
+        preflight(pipeline, [stage])
+    needs_ray = stage not in _LIGHT
+    with contextlib.ExitStack() as stack:
+        if not supervised:
+            stack.enter_context(Lease(pipeline.workdir))
+        if needs_ray:
+            stack.enter_context(cluster.connection())
+        if not supervised:
+            if needs_ray:
+                check_resources(pipeline, [stage])
+            pipeline.write_config()
+        for title in [step.title for step in todo]:
+            (step,) = [s for s in pipeline.steps(stage) if s.title == title]  # as things stand now
+            with Progress(stage, run=pipeline.config.name) as progress:
+                manifest = run_step(step, progress)
+            click.echo(counts_line(title, manifest.counts, manifest.seconds))
+
+
+def counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:
+    """What a step took in and gave out, as one line."""
+    dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items() if n)
+    end = f"; dropped: {dropped}" if dropped else ""
+    return f"{title:<24} {counts['in']:>11,} in {counts['out']:>11,} out  {seconds:8.1f} s{end}"

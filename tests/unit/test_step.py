@@ -1,0 +1,67 @@
+"""What `llambert status` says of a step that is stale."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llambert.progress import Progress
+from llambert.step import Step, run_step
+from llambert.storage import Folder, Outcome
+
+SECTION = {"epochs": 3, "learning_rate": 1e-5, "betas": (0.9, 0.99), "classes": {"a": [], "b": []}}
+
+
+def step(folder: Path, settings, inputs=None, named=None) -> Step:
+    def run(progress: Progress) -> Outcome:
+        return Outcome({"in": 0, "out": 0, "dropped": {}})
+
+    inputs = {"sample": "one"} if inputs is None else inputs
+    return Step("train", "train", Folder(str(folder)), run, inputs, settings, named or {})
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with Progress("train", quiet=True) as progress:
+        run_step(step(tmp_path, [SECTION, "encoder"], named={"task.labels": ["a"]}), progress)
+    return tmp_path
+
+
+def test_what_is_as_it_was_is_done(folder):
+    same = step(folder, [dict(SECTION, betas=[0.9, 0.99]), "encoder"], named={"task.labels": ["a"]})
+    assert same.state == "done" and same.why == ""
+
+
+@pytest.mark.parametrize(
+    ("changes", "inputs", "labels", "says"),
+    [
+        ({"epochs": 5}, None, ["a"], "changed: train.epochs (was 3)"),
+        ({"dtype": "auto"}, None, ["a"], "changed: train.dtype (was None)"),
+        ({}, {"sample": "two"}, ["a"], "changed: sample"),
+        (
+            {"learning_rate": 1e-4},
+            {"sample": "two"},
+            ["b"],
+            "changed: sample, train.learning_rate (was 1e-05), task.labels (was ['a'])",
+        ),
+    ],
+)
+def test_what_changed_is_named(folder, changes, inputs, labels, says):
+    stale = step(folder, [SECTION | changes, "encoder"], inputs, {"task.labels": labels})
+    # the labels are among the settings of a real step, which is how they change its fingerprint
+    assert stale.fingerprint != step(folder, [SECTION, "encoder"]).fingerprint
+    assert stale.state == "stale" and stale.why == says
+
+
+def test_what_has_no_name_is_not_guessed(folder):
+    stale = step(folder, [SECTION, "another encoder"], named={"task.labels": ["a"]})
+    assert stale.why == "changed: its settings or files"
+
+
+def test_an_older_manifest_tells_no_settings(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    assert manifest.pop("settings")["train.epochs"] == 3
+    path.write_text(json.dumps(manifest))
+    stale = step(folder, [SECTION | {"epochs": 5}, "encoder"])
+    assert stale.why == "changed: its settings or files"
