@@ -17,6 +17,7 @@ from llambert.errors import UserError
 from llambert.evaluate import EvaluateConfig
 from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
+from llambert.plan import PlanConfig
 from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
@@ -64,6 +65,7 @@ class RunConfig(Section):
     nightly: NightlyConfig = Field(
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
     )
+    plan: PlanConfig = Field(PlanConfig(), description="What `llambert plan` reckons with.")
 
     @field_validator("name")
     @classmethod

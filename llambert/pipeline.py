@@ -19,6 +19,7 @@ from llambert.evaluate import PREDICTIONS, Trained, evaluate
 from llambert.gold import Gold, first_by_hash, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
+from llambert.plan import last_plan
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
@@ -366,7 +367,7 @@ class Pipeline:
 
         def run(progress: Progress) -> Outcome:
             done = {step.title: (step.folder, made(step)) for step in steps}
-            return report(self.config.name, done, self.workdir.report)
+            return report(self.config.name, done, self.workdir.report, last_plan(self.workdir.plan))
 
         inputs = {step.title: output(step) for step in steps}
         return Step("report", "report", self.workdir.report, run, inputs)

@@ -6,6 +6,7 @@ from importlib.resources import files
 from typing import Any
 
 from llambert.parse import REJECTS
+from llambert.plan import compare
 from llambert.schema import REFUSALS
 from llambert.storage import Folder, Manifest, Outcome
 
@@ -26,11 +27,17 @@ _DROPPED = {"corpus": "refused", "annotate": "rejected"}  # a record that a samp
 _NO_COUNT = {"prompt_tokens", "output_tokens", "tokens"}  # 0: the engine did not count
 
 
-def report(name: str, made: Mapping[str, tuple[Folder, Manifest]], folder: Folder) -> Outcome:
+def report(
+    name: str,
+    made: Mapping[str, tuple[Folder, Manifest]],
+    folder: Folder,
+    plan: Mapping[str, Any] | None = None,
+) -> Outcome:
     """Write report.json and index.html to `folder`.
 
     Args:
         made: the folder and manifest of every step of the run, by the step's title, in order.
+        plan: what `llambert plan` said of it, if it was asked.
 
     Returns:
         An outcome whose counts are steps rather than records.
@@ -51,6 +58,8 @@ def report(name: str, made: Mapping[str, tuple[Folder, Manifest]], folder: Folde
         ],
         "versions": made["label"][1].versions,
     }
+    if plan:
+        value["plan"] = compare(plan, [manifest for _, manifest in made.values()])
     folder.write_json("report.json", value)
     folder.write_bytes("index.html", _page(value, made).encode())
     return Outcome({"in": len(made), "out": len(made), "dropped": {}})
