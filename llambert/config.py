@@ -65,7 +65,7 @@ class RunConfig(Section):
     nightly: NightlyConfig = Field(
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
     )
-    plan: PlanConfig = Field(PlanConfig(), description="What `llambert plan` reckons with.")
+    plan: PlanConfig = Field(PlanConfig(), description="Prices, and rates that are known already.")
 
     @field_validator("name")
     @classmethod

@@ -3,6 +3,7 @@
 Memory and time are bounded whatever the corpus' size. No Ray is needed.
 """
 
+import itertools
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from llambert.records import Corpus, Source, read_positions
 from llambert.sample import hashed
 from llambert.task import TaskConfig, messages
 
-_READ_BYTES = 256 * 2**20  # of records in memory, read one after another: some seconds
+_READ_BYTES = 256 * 2**20  # of texts, read one after another: some seconds
+_MARKS = 3  # steps of a reader to see before it may be stopped
 _FILES = 8  # at least so many files, or parts of a Parquet file, share them
 _SHARE_BYTES = 64 * 2**20  # of a Parquet file, as stored
 _READERS = 16  # Parquet footers read at once: a store answers each in tens of milliseconds
@@ -55,7 +57,7 @@ class Survey:
 
 
 def survey(corpus: Corpus, seed: int, size: int, limit: int = _READ_BYTES) -> Survey:
-    """Read up to about `limit` bytes of the records, from files in random order.
+    """Read up to about `limit` bytes of text, from files in random order.
 
     The records of what was not read are taken to be as many for each byte, or for each row where
     the footers of Parquet files count them, as of what was read. The interval is that of a ratio
@@ -93,36 +95,51 @@ def _pieces(corpus: Corpus) -> list[Piece]:
 
 
 class _Reading:
-    """The sums of what has been read."""
+    """The sums of what has been read.
+
+    A cluster is a size (rows of Parquet, else bytes of the file) and the good records in it.
+    """
 
     def __init__(self, seed: int, size: int) -> None:
         self.seen = self.good = self.bytes = 0
         self.whole = True
         self.sample = hashed(pa.table({"id": pa.array([], pa.string()), "text": []}), seed)
         self._seed, self._most = seed, size
-        self._pieces: list[tuple[int, int]] = []  # size (rows, or bytes of the file), good records
-        self._batches: list[tuple[int, int]] = []
+        self._pieces: list[tuple[int, int]] = []
+        self._batches: list[tuple[int, int]] = []  # of the last piece
 
     @property
     def clusters(self) -> list[tuple[int, int]]:
         return self._pieces if len(self._pieces) > 1 else self._batches
 
     def read(self, corpus: Corpus, piece: Piece, limit: int) -> None:
-        """Read one piece, up to about `limit` bytes of its records."""
+        """Read one piece, up to about `limit` bytes of its records.
+
+        A file's reader is a buffer ahead of its records, by how much is not known: from one of
+        its steps to another it is as far ahead. So of a file that is not read to its end what
+        lies between the second step and the last counts.
+        """
         counts_rows = corpus.format == "parquet"
-        used, done, good_before = 0, 0, self.good
+        marks = [(0, 0)] if counts_rows else []  # rows or bytes, and good records, so far
+        used, rows, good, at, cut = 0, 0, 0, 0, False
         for table, position in read_positions(corpus, *piece):
-            if used >= limit:
-                self.whole = False
+            if used >= limit and len(marks) >= _MARKS:
+                cut, self.whole = True, False
                 break
-            good = table.filter(pc.is_null(table["refused"]))
-            self._keep(good)
-            to = done + table.num_rows if counts_rows else position
-            self._batches.append((to - done, good.num_rows))
-            used, done = used + table.nbytes, to
-            self.seen, self.good = self.seen + table.num_rows, self.good + good.num_rows
-        self.bytes += used
-        self._pieces.append((done, self.good - good_before))
+            if position > at and not counts_rows:
+                marks.append((at, good))
+                at = position
+            kept = table.filter(pc.is_null(table["refused"]))
+            self._keep(kept)
+            used += table["text"].nbytes
+            rows, good = rows + table.num_rows, good + kept.num_rows
+            if counts_rows:
+                marks.append((rows, good))
+        self.bytes, self.seen, self.good = self.bytes + used, self.seen + rows, self.good + good
+        if not counts_rows:
+            marks = marks[1:] if cut else [*(marks or [(0, 0)]), (piece[0].size, good)]
+        self._batches = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
+        self._pieces.append((marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]))
 
     def _keep(self, good: pa.Table) -> None:
         """Let `good` into the sample, each id once."""
@@ -153,7 +170,8 @@ def ratio_total(clusters: Sequence[tuple[int, int]], total: float) -> Range:
     if n > 1:
         scatter = float(((good - ratio * sizes) ** 2).sum())
         half = float(t.ppf(0.975, n - 1)) * (n / (n - 1) * scatter) ** 0.5 / sizes.sum()
-    return Range(max(ratio - half, 0.0) * total, ratio * total, (ratio + half) * total)
+    ends = (max(ratio - half, 0.0), ratio, ratio + half)
+    return Range(*(float(end) * total for end in ends))
 
 
 def _rows(corpus: Corpus) -> int:

@@ -1,0 +1,161 @@
+"""The arithmetic of a plan, of rates, and of plan against actual; by hand-worked figures."""
+
+import pytest
+from pydantic import ValidationError
+
+from llambert.plan import PricesConfig, Range, Rate, RateConfig, Work, compare, estimate
+from llambert.storage import Manifest
+
+PRICES = PricesConfig(
+    currency="EUR",
+    llm_device_hour=3.0,
+    encoder_device_hour=0.5,
+    million_prompt_tokens=2.0,
+    million_output_tokens=10.0,
+)
+LLM = Rate("tokens", 1000.0, "a benchmark", margin=0.0, start_s=360.0)
+ENCODER = Rate("tokens", 5000.0, "a benchmark", margin=0.25, start_s=36.0, parallel=1.5)
+
+
+def exactly(value: float) -> dict[str, float]:
+    return dict.fromkeys(("low", "expected", "high"), value)
+
+
+def test_ranges_hold_what_their_parts_hold():
+    a, b = Range(1, 2, 4), Range(2, 5, 10)
+    assert a.times(b) == (2, 10, 40)
+    assert a.over(b) == (0.1, 0.4, 2.0)
+    assert a.plus(b) == (3, 7, 14)
+    assert Range.within(10.0, 0.25) == (8.0, 10.0, 12.5)
+    assert b.at_most(6) == (2, 5, 6)
+
+
+def test_device_hours_and_cost_of_an_llm_hold_its_start_and_all_its_replicas():
+    """9,000 records of 390 + 10 tokens at 1,000 a second are an hour of one GPU; there are 2 x 4
+    GPUs at most, each of which waits six minutes for the start."""
+    work = Work(
+        *(Range.exactly(9000), "annotate", "llm", Range.exactly(390), Range.exactly(10)),
+        devices=Range(4, 8, 8),
+    )
+    found = estimate({"annotate": work}, {"annotate": LLM}, PRICES)
+    stage = found["stages"]["annotate"]
+    assert stage["tokens"] == exactly(3_600_000)
+    assert stage["device_hours"] == exactly(1 + 8 * 0.1)
+    assert stage["hours"] == {"low": 0.225, "expected": 0.225, "high": 0.35}
+    assert stage["cost"] == exactly(5.4)
+    assert found["total"] == {"device_hours": exactly(1.8), "hours": stage["hours"]} | {
+        "cost": exactly(5.4)
+    }
+
+
+def test_labelling_takes_the_devices_that_worked_where_it_was_measured():
+    work = Work(Range.exactly(90_000), "label", "encoder", Range.exactly(200))
+    stage = estimate({"label": work}, {"label": ENCODER}, PRICES)["stages"]["label"]
+    assert stage["device_hours"] == {"low": 0.8, "expected": 1.0, "high": 1.25}
+    assert stage["hours"]["expected"] == pytest.approx(1 / 1.5 + 0.01, rel=1e-5)
+    assert stage["cost"]["expected"] == 0.5
+
+
+def test_every_epoch_and_every_start_of_a_training_counts():
+    work = Work(
+        *(Range.exactly(1000), "train", "encoder", Range.exactly(100)),
+        passes=4.5,
+        devices=Range.exactly(2),
+        starts=3,
+    )
+    rate = Rate("records", 10.0, "a benchmark", margin=0.0, start_s=30.0)
+    stage = estimate({"train": work}, {"train": rate}, PRICES)["stages"]["train"]
+    assert stage["device_hours"] == exactly(450 / 3600)
+    assert stage["hours"]["expected"] == pytest.approx((225 + 90) / 3600, rel=1e-5)
+
+
+def test_an_endpoint_is_paid_by_its_tokens():
+    work = Work(Range.exactly(10_000), "annotate", "endpoint", Range(250, 300, 400), Range(1, 2, 9))
+    found = estimate({"annotate": work}, {}, PRICES)
+    stage = found["stages"]["annotate"]
+    assert stage["cost"] == {"low": 5.1, "expected": 6.2, "high": 8.9}
+    assert stage["hours"] is None and stage["device_hours"] is None
+    assert found["total"]["hours"] is None and found["total"]["cost"] == stage["cost"]
+
+
+def test_what_is_not_known_is_not_told():
+    encoder = Work(Range.exactly(10), "label", "encoder", Range.exactly(100))
+    recorded = Work(Range.exactly(10))
+    no_rate = estimate({"annotate": recorded, "label": encoder}, {}, PRICES)
+    assert no_rate["total"] == dict.fromkeys(("device_hours", "hours", "cost"))
+    assert no_rate["stages"]["label"]["tokens"] == exactly(1000)
+    no_price = estimate({"label": encoder}, {"label": ENCODER}, PricesConfig())
+    assert no_price["total"]["cost"] is None and no_price["total"]["device_hours"] is not None
+    nothing = estimate({"annotate": recorded}, {}, PricesConfig())["total"]
+    assert nothing == {name: exactly(0) for name in ("device_hours", "hours", "cost")}
+
+
+@pytest.mark.parametrize("units", [{}, {"tokens_per_s": 1, "records_per_s": 1}])
+def test_a_rate_has_one_unit(units):
+    with pytest.raises(ValidationError, match="give one of them"):
+        RateConfig(source="a benchmark", **units)
+    with pytest.raises(ValidationError, match="source"):
+        RateConfig(tokens_per_s=1)
+
+
+def manifest(stage: str, records: int, seconds: float, **details) -> Manifest:
+    counts = {"in": records, "out": records, "dropped": {}}
+    return Manifest(stage, "f", "f", counts, seconds, details)
+
+
+def planned() -> dict:
+    asking = Work(
+        *(Range.exactly(9000), "annotate", "llm", Range.exactly(390), Range.exactly(10)),
+        devices=Range.exactly(8),
+    )
+    labelling = Work(Range.exactly(90_000), "label", "encoder", Range.exactly(200))
+    work = {"sample": Work(Range.exactly(9000)), "annotate": asking, "label": labelling}
+    rates = {"annotate": LLM, "label": ENCODER}
+    return {"llambert": estimate(work, rates, PRICES), "prices": PRICES.model_dump()}
+
+
+def test_plan_against_actual():
+    asked = {"asked": 9000, "prompt_tokens": 3_500_000, "output_tokens": 100_000}
+    labelled = {"tokens": 9_000_000, "device_seconds": 1800.0}
+    made = [
+        manifest("corpus", 90_000, 5.0),
+        manifest("sample", 9000, 5.0),
+        manifest("annotate", 9000, 1215.0, **asked, device_seconds=9720.0),
+        manifest("label", 90_000, 2436.0, labelled_now=90_000, **labelled),
+    ]
+    found = compare(planned(), made)
+    assert found["sample"] == {
+        "records": {"planned": exactly(9000), "actual": 9000, "ratio": 1.0},
+    }
+    assert {name: row["ratio"] for name, row in found["annotate"].items()} == {
+        **{"records": 1.0, "tokens": 1.0, "device_hours": 1.5},
+        **{"hours": 1.5, "cost": 1.5},
+    }
+    assert found["annotate"]["cost"]["actual"] == 8.1
+    assert {name: row["ratio"] for name, row in found["label"].items()} == {
+        **{"records": 1.0, "tokens": 0.5, "device_hours": 0.5},
+        **{"hours": 1.0, "cost": 0.5},
+    }
+
+
+def test_a_round_that_found_answers_is_held_against_its_share_of_the_plan():
+    """Two thirds of the answers were there: 1/3 of an hour and the start of 8 GPUs are left."""
+    details = {"asked": 3000, "prompt_tokens": 3_510_000, "output_tokens": 90_000}
+    made = [manifest("annotate", 9000, 510.0, **details, device_seconds=4080.0)]
+    found = compare(planned(), made)["annotate"]
+    assert found["device_hours"]["planned"]["expected"] == pytest.approx(1 / 3 + 0.8, rel=1e-5)
+    assert {name: row["ratio"] for name, row in found.items()} == dict.fromkeys(found, 1.0)
+    assert set(found) == {"records", "tokens", "device_hours", "hours", "cost"}
+    none = [manifest("annotate", 9000, 1.0, **{**details, "asked": 0})]
+    assert set(compare(planned(), none)["annotate"]) == {"records", "tokens"}
+
+
+def test_an_endpoint_was_paid_by_its_tokens():
+    work = Work(
+        *(Range.exactly(100), "annotate", "endpoint", Range.exactly(300), Range.exactly(2)),
+    )
+    plan = {"llambert": estimate({"annotate": work}, {}, PRICES), "prices": PRICES.model_dump()}
+    details = {"asked": 100, "prompt_tokens": 60_000, "output_tokens": 400}
+    found = compare(plan, [manifest("annotate", 100, 9.0, **details)])["annotate"]
+    assert found["cost"] == {"planned": exactly(0.062), "actual": 0.124, "ratio": 2.0}
+    assert set(found) == {"records", "tokens", "cost"}
