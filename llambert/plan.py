@@ -1,8 +1,7 @@
 """What a run takes and costs, by stage, beside an LLM that labels everything: pure estimates.
 
 Every figure is a range. Ends multiply with ends, so that a range holds what its parts' ranges
-hold. Device-hours are counted as the stages count them afterwards, so that plan and actual can be
-compared: annotate's with the engine's start, a training's steps, a labeller's working time.
+hold. Device-hours are of the devices that a stage holds at most, from its start to its end.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -119,14 +118,14 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class Rate:
-    """How fast one device works: measured, or taken from the run file."""
+    """How fast one device is while it is held: measured, or taken from the run file."""
 
     unit: str  # 'tokens' or 'records'
     per_s: float
     source: str
     margin: float
     start_s: float = 0.0  # from the stage's start to its first record; of each training
-    parallel: float | None = None  # devices that were at work at once where it was measured
+    devices: int = 1  # held where it was measured
     prompt_tokens: float | None = None  # of a request, where the engine counted them
     output_tokens: float | None = None  # of an answer, likewise
     records: int = 0  # that it was measured on
@@ -148,7 +147,7 @@ class Work:
         rate: 'annotate', 'train' or 'label'; '' for a stage that keeps no model busy.
         device: whose device does it: 'llm', 'encoder', 'endpoint' or, at no cost, 'none'.
         passes: how often each record goes through the model (epochs, models).
-        devices: how many work at once; None: as where the rate was measured, else one.
+        devices: how many are held; None: as where the rate was measured.
         starts: how often the model is started.
     """
 
@@ -168,8 +167,8 @@ def estimate(
     """`stages` and `total` of one way to label the corpus; null where a rate or price is missing.
 
     A stage has records, tokens, device_hours, hours (of the clock) and cost, each with low,
-    expected and high. `start` is the part of device_hours and hours that does not grow with the
-    records.
+    expected and high; `devices` held, and `start_share`, the part of the hours that does not grow
+    with the records.
     """
     stages = {name: _stage(each, rates.get(each.rate), prices) for name, each in work.items()}
     busy = [stage for stage in stages.values() if stage["device"] != "none"]
@@ -189,7 +188,7 @@ def _stage(work: Work, rate: Rate | None, prices: PricesConfig) -> dict[str, Any
     tokens = read.plus(written) if read and written else read
     stage: dict[str, Any] = dict.fromkeys(FIGURES)
     stage |= {"records": work.records, "tokens": tokens, "device": work.device}
-    stage["start"] = {"device_hours": 0.0, "hours": 0.0}
+    stage |= {"devices": None, "start_share": 0.0}
     stage["rate"] = rate.source if rate else None
     done = tokens if rate and rate.unit == "tokens" else passed
     if rate and done is not None:
@@ -203,15 +202,16 @@ def _stage(work: Work, rate: Rate | None, prices: PricesConfig) -> dict[str, Any
 
 
 def _time(stage: dict[str, Any], work: Work, rate: Rate, done: Range) -> None:
-    """Fill in the device-hours and hours of `done` tokens or records."""
-    hours = done.times(Range.within(1 / rate.per_s, rate.margin)).times(1 / _HOUR_S)
-    devices = work.devices or Range.exactly(rate.parallel or 1.0)
-    start_h = rate.start_s * work.starts / _HOUR_S
-    held_h = start_h * devices.high if work.device == "llm" else 0.0
-    stage["hours"] = hours.over(devices).plus(Range.within(start_h, rate.margin))
+    """Fill in the hours and device-hours of `done` tokens or records."""
+    devices = work.devices or Range.exactly(rate.devices)
+    busy = done.times(Range.within(1 / (rate.per_s * _HOUR_S), rate.margin))  # device-hours
+    start = Range.within(rate.start_s * work.starts / _HOUR_S, rate.margin)
+    stage["hours"] = busy.over(devices).plus(start)
     if work.device != "endpoint":
-        stage["device_hours"] = hours.plus(Range.within(held_h, rate.margin))
-    stage["start"] = {"device_hours": held_h, "hours": start_h}
+        stage["device_hours"] = busy.plus(start.times(devices))
+        stage["devices"] = devices.expected
+    if stage["hours"].expected:
+        stage["start_share"] = start.expected / stage["hours"].expected
 
 
 def _token_cost(read: Range, written: Range, prices: PricesConfig) -> Range | None:
@@ -267,7 +267,7 @@ def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict
         manifests = [manifest for manifest in made if manifest.stage == name]
         if not manifests:
             continue
-        actual, share = _actual(name, manifests)
+        actual, share = _actual(name, planned, manifests)
         if planned["cost"] is not None and share:
             actual["cost"] = _paid(planned["device"], actual, plan["prices"])
         rows = {}
@@ -285,48 +285,46 @@ def _of_share(figure: str, planned: Mapping[str, Any], share: float) -> dict[str
     value = planned[figure]
     if value is None or figure in ("records", "tokens"):
         return value
-    if not share:
-        return None
-    start = planned["start"].get(figure, 0.0)
-    if figure == "cost" and planned["device_hours"] and planned["device_hours"]["expected"]:
-        start = value["expected"] * planned["start"]["device_hours"]
-        start /= planned["device_hours"]["expected"]
-    part = (start + (value["expected"] - start) * share) / (value["expected"] or 1.0)
-    return {end: float(f"{each * part:.6g}") for end, each in value.items()}
+    start = planned["start_share"]
+    return plain(Range(**value).times(start + (1 - start) * share)) if share else None
 
 
-def _actual(name: str, manifests: Sequence[Manifest]) -> tuple[dict[str, Any], float]:
+def _actual(
+    name: str, planned: Mapping[str, Any], manifests: Sequence[Manifest]
+) -> tuple[dict[str, Any], float]:
     """What a stage's manifests say of its work, and the share of it done in its last round."""
-    first = manifests[0]
     work = [manifest.details.get("cost", manifest.details) for manifest in manifests]
+    first = work[0]
     counted = "in" if name in ("annotate", "evaluate") else "out"
     records = sum(manifest.counts[counted] for manifest in manifests)
     if name == "cascade":
-        records = work[0]["answers"]
-    done = work[0].get("asked", work[0].get("labelled_now", records))
-    share = done / records if records else 0.0
-    tokens = sum(sum(each.get(key) or 0 for key in _TOKENS) for each in work)
+        records = first["answers"]
+    share = first.get("asked", first.get("labelled_now", records)) / records if records else 0.0
+    tokens = {key: sum(each.get(key) or 0 for each in work) for key in _TOKENS}
     if name == "label" and share:
-        tokens = round(tokens / share)
-    actual = {"records": records, "tokens": tokens or None}
-    if share:
-        held = [each["device_seconds"] for each in work if "device_seconds" in each]
-        seconds = work[0].get("seconds", first.seconds) if name == "cascade" else None
-        seconds = seconds or sum(manifest.seconds for manifest in manifests)
-        actual["device_hours"] = float(f"{sum(held) / _HOUR_S:.6g}") if held else None
-        actual["hours"] = float(f"{seconds / _HOUR_S:.6g}")
-        actual["endpoint_tokens"] = [
-            share * sum(each.get(key) or 0 for each in work) for key in _TOKENS[:2]
-        ]
+        tokens["tokens"] = round(tokens["tokens"] / share)
+    actual = {"records": records, "tokens": sum(tokens.values()) or None}
+    if not share:
+        return actual, share
+    asking = first.get("seconds") if name == "cascade" else None  # else it counts its writing too
+    hours = (asking or sum(manifest.seconds for manifest in manifests)) / _HOUR_S
+    devices = first.get("workers") or planned["devices"]
+    actual["hours"] = float(f"{hours:.6g}")
+    if first.get("device_seconds") and name in ("annotate", "cascade"):
+        actual["device_hours"] = float(f"{first['device_seconds'] / _HOUR_S:.6g}")
+    elif devices:
+        actual["device_hours"] = float(f"{hours * devices:.6g}")
+    actual |= {f"paid_{key}": share * tokens[key] for key in _TOKENS}
     return actual, share
 
 
 def _paid(device: str, actual: Mapping[str, Any], prices: Mapping[str, Any]) -> float | None:
     """What the work cost at the plan's prices."""
     if device == "endpoint":
-        each = (prices["million_prompt_tokens"], prices["million_output_tokens"])
-        pairs = zip(actual["endpoint_tokens"], each, strict=True)
-        return float(f"{sum(tokens * price for tokens, price in pairs) / _MILLION:.6g}")
-    if actual["device_hours"] is None:
+        names = ("prompt_tokens", "output_tokens")
+        paid = sum(actual[f"paid_{name}"] * prices[f"million_{name}"] for name in names) / _MILLION
+    elif "device_hours" in actual:
+        paid = actual["device_hours"] * prices[f"{device}_device_hour"]
+    else:
         return None
-    return float(f"{actual['device_hours'] * prices[f'{device}_device_hour']:.6g}")
+    return float(f"{paid:.6g}")

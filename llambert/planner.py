@@ -221,9 +221,8 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
     notes = [
         f"Records: {how}; tokens were counted of {seen.sample.num_rows:,} of them. Ranges hold "
         "95 % of what such samples tell, and the margin of each rate.",
-        "A device is a GPU, or a worker on CPU. annotate's device-hours have the engine's start "
-        "and the most replicas; those of train and label are working time, without start and "
-        "idling. Hours of the clock have every start; corpus, sample and report are not timed.",
+        "A device is a GPU, or a worker on CPU. A stage holds as many as it may have, from its "
+        "start to its end. corpus, sample and report hold none and are not timed.",
         "Every answer is taken to be a label, every record to have an id of its own.",
     ]
     known = rates.get("annotate")

@@ -105,6 +105,7 @@ def annotate_rate(details: Mapping[str, Any], records: int) -> Rate | None:
     return Rate(
         unit="tokens" if by_token else "records",
         per_s=(details["tokens_per_s"] if by_token else per_s) / devices,
+        devices=devices,
         source="",
         margin=0.0,
         start_s=max(0.0, round(details["seconds"] - details["asked"] / per_s, 3)),
@@ -129,6 +130,7 @@ def train_rate(details: Mapping[str, Any], seconds: float, steady: bool = False)
     return Rate(
         unit="tokens",
         per_s=tokens / (worked * details["workers"]),
+        devices=details["workers"],
         source="",
         margin=0.0,
         start_s=round(max(0.0, seconds - spent[-1]), 3),
@@ -153,18 +155,21 @@ def _mean_training(trained: list[Manifest]) -> Rate | None:
 
 
 def label_rate(details: Mapping[str, Any], seconds: float) -> Rate | None:
-    """The labellers' rate by the details of `label`; None where too little was labelled to tell."""
-    per_s, held = details.get("records_per_s"), details.get("device_seconds")
-    if not per_s or not held:
+    """The labellers' rate by the details of `label`; None where too little was labelled to tell.
+
+    Args:
+        seconds: of the whole step, its start among them.
+    """
+    per_s, workers = details.get("records_per_s"), details.get("workers")
+    if not per_s or not workers:
         return None
-    worked = details["labelled_now"] / per_s
     return Rate(
         unit="tokens",
-        per_s=details["tokens"] / held,
+        per_s=details["tokens_per_s"] / workers,
         source="",
         margin=0.0,
-        start_s=round(max(0.0, seconds - worked), 3),
-        parallel=round(held / worked, 3),
+        start_s=round(max(0.0, seconds - details["labelled_now"] / per_s), 3),
+        devices=workers,
         records=details["labelled_now"],
     )
 

@@ -1,7 +1,5 @@
 """Which rate a plan goes by, and what stages' own figures say of it; by hand-made manifests."""
 
-import pytest
-
 from llambert.annotate import annotator_id
 from llambert.config import RunConfig
 from llambert.plan import Rate, as_json
@@ -31,8 +29,8 @@ TRAINED = {
 LABELLED = {
     "labelled_now": 9000,
     "records_per_s": 100.0,
-    "tokens": 900_000,
-    "device_seconds": 135.0,
+    "tokens_per_s": 10_000.0,
+    "workers": 2,
 }
 
 
@@ -57,10 +55,10 @@ def test_a_trainings_rate_with_and_without_its_first_epoch():
     assert (steady.per_s, steady.start_s) == (50_000 / 40, 30.0)
 
 
-def test_the_labellers_rate_is_of_their_working_time():
+def test_the_labellers_rate_is_of_one_of_them_and_without_the_start():
     rate = label_rate(LABELLED, seconds=100.0)
-    assert rate.per_s == pytest.approx(900_000 / 135)
-    assert (rate.parallel, rate.start_s, rate.records) == (1.5, 10.0, 9000)
+    assert (rate.per_s, rate.devices) == (5000.0, 2)
+    assert (rate.start_s, rate.records) == (10.0, 9000)
     assert label_rate({"labelled_now": 0}, 1.0) is None
 
 
