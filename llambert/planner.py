@@ -262,11 +262,12 @@ def show(plan: Mapping[str, Any], where: str) -> None:
     console.print(table)
     for line in _side_by_side(plan):
         console.print(line, style="bold")
+    lines = []
     for kind, rate in plan["rates"].items():
         per_s = f"{rate['per_s']:,.1f} {rate['unit']}/s of a device, within {rate['margin']:.0%}"
-        console.print(f"{kind}: {per_s}; {rate['source']}", markup=False)
-    for note in plan["notes"]:
-        console.print(f"- {note}", markup=False)
+        lines.append(f"{kind}: {per_s}; {rate['source']}")
+    for line in [*lines, *plan["notes"]]:
+        console.print(f"- {line}", markup=False, soft_wrap=not console.is_terminal)
     console.print(where, markup=False, soft_wrap=True)
 
 
