@@ -18,12 +18,13 @@ from llambert.lease import Lease
 from llambert.pipeline import Pipeline
 from llambert.plan import FIGURES, PLAN, Range, Rate, Work, as_json, estimate, plain
 from llambert.preflight import check_resources
-from llambert.progress import duration
 from llambert.rates import calibrate, known_rates
 from llambert.step import check_writable
 from llambert.survey import Survey, encoder_tokens, llm_tokens, mean, survey
 from llambert.train import check as check_trainer
 
+_SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
+_CLOCK = ((1.0, " h"), (1 / 60, " min"), (1 / 3600, " s"))  # of hours
 _MARGIN_TOKENS = 0.1  # of the tokens that an engine counted on some hundred records
 
 
@@ -203,11 +204,11 @@ def _unknown(config: RunConfig, rates: Mapping[str, Rate]) -> list[str]:
         wanted |= {name: getattr(prices, name) for name in names}
     else:
         wanted["llm_device_hour"] = prices.llm_device_hour
-    if config.annotate.engine == "recorded":
+    if config.annotate.engine == "recorded" and "annotate" not in rates:
         del wanted["llm_device_hour"]
         notes.append(
-            "The answers are recorded and cost nothing. What the LLM would take for everything is "
-            "told where plan.rates.annotate gives its records_per_s."
+            "The answers are recorded and cost nothing. What the LLM would take for everything "
+            "plan.rates.annotate would tell, in records_per_s."
         )
     if absent := [name for name, price in wanted.items() if price is None]:
         notes.append(f"Some cost is not told: plan.prices has no {', '.join(absent)}.")
@@ -251,17 +252,16 @@ def show(plan: Mapping[str, Any], where: str) -> None:
     table = Table("", *heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
         column.justify = "right"
-    for title, way in (("LlamBERT", "llambert"), ("LLM on everything", "llm_on_everything")):
+    for title, way in (("LlamBERT", "llambert"), ("LLM alone", "llm_on_everything")):
         table.add_row(f"[bold]{title}[/bold]")
         for name, stage in plan[way]["stages"].items():
             busy = stage["device"] != "none"
             table.add_row(f"  {name}", *(_cell(stage[key], key, busy) for key in FIGURES))
         total = plan[way]["total"]
         table.add_row("  total", "", "", *(_cell(total[key], key, True) for key in FIGURES[2:]))
-        table.add_row()
+        table.add_section()
     console.print(table)
-    for line in _side_by_side(plan):
-        console.print(line, style="bold")
+    console.print(_side_by_side(plan), style="bold")
     lines = []
     for kind, rate in plan["rates"].items():
         per_s = f"{rate['per_s']:,.1f} {rate['unit']}/s of a device, within {rate['margin']:.0%}"
@@ -275,29 +275,26 @@ def _cell(value: Mapping[str, float] | None, key: str, busy: bool) -> str:
     """The expected figure, and under it the range it may have."""
     if value is None:
         return "?" if busy else "-"
-    tell = _duration_of if key == "hours" else _number
-    low, expected, high = (tell(value[end]) for end in ("low", "expected", "high"))
-    return expected if low == high else f"{expected}\n[dim]{low}-{high}[/dim]"
+    low, expected, high = (value[end] for end in ("low", "expected", "high"))
+    if low == high and key != "hours":
+        return f"{expected:,.0f}" if expected == int(expected) else f"{expected:,.3g}"
+    scales = _CLOCK if key == "hours" else _SCALES
+    size, name = next((scale for scale in scales if expected >= scale[0]), scales[-1])
+    below, figure, above = (_digits(each / size) for each in (low, expected, high))
+    return f"{figure}{name}" + (f"\n[dim]{below}-{above}{name}[/dim]" if low != high else "")
 
 
-def _duration_of(hours: float) -> str:
-    return duration(hours * 3600)
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _number(value: float) -> str:
-    """Three digits or so, with k, M, G or T."""
-    for unit, name in ((1e12, " T"), (1e9, " G"), (1e6, " M")):
-        if value >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.3g}"
-
-
-def _side_by_side(plan: Mapping[str, Any]) -> list[str]:
+def _side_by_side(plan: Mapping[str, Any]) -> str:
     """How often LlamBERT's cost, or else its device-hours or time, goes into the LLM's."""
     ours, theirs = plan["llambert"]["total"], plan["llm_on_everything"]["total"]
     for key, name in (("cost", "cost"), ("device_hours", "device-hours"), ("hours", "time")):
         if all(total[key] and total[key]["expected"] for total in (ours, theirs)):
-            a, b = Range(**ours[key]), Range(**theirs[key])
-            low, expected, high = (_number(each) for each in b.over(a))
-            return [f"LLM on everything: {expected} times the {name} of LlamBERT ({low}-{high})"]
-    return []
+            times = Range(**theirs[key]).over(Range(**ours[key]))
+            low, expected, high = (_digits(each) for each in times)
+            return f"The LLM alone takes {expected} times the {name} of LlamBERT ({low}-{high})."
+    return ""

@@ -211,7 +211,7 @@ def test_a_plan_by_the_runs_own_rates_is_what_the_run_took(done):
     config = str(folder / "run.yaml")
     planned = llambert("plan", config, "--set", "plan.prices.encoder_device_hour=2")
     assert planned.returncode == 0, planned.stderr
-    assert "LLM on everything" in planned.stdout and "an earlier run" in planned.stdout
+    assert "LLM alone" in planned.stdout and "an earlier run" in planned.stdout
     again = llambert("report", config, "--force")
     assert again.returncode == 0, again.stderr
     report = json.loads((folder / "out" / "report" / "report.json").read_text())

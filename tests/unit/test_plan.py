@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from llambert.plan import PricesConfig, Range, Rate, RateConfig, Work, compare, estimate
+from llambert.planner import _cell
 from llambert.storage import Manifest
 
 PRICES = PricesConfig(
@@ -157,3 +158,24 @@ def test_an_endpoint_was_paid_by_its_tokens():
     found = compare(plan, [manifest("annotate", 100, 9.0, **details)])["annotate"]
     assert found["cost"] == {"planned": exactly(0.062), "actual": 0.124, "ratio": 2.0}
     assert set(found) == {"records", "tokens", "cost"}
+
+
+@pytest.mark.parametrize(
+    ("ends", "key", "shown"),
+    [
+        ((10_500, 10_500, 10_500), "records", "10,500"),
+        ((0.97e9, 1e9, 1.034e9), "records", "1 G\n[dim]0.97-1.03 G[/dim]"),
+        ((52_676, 83_821, 133_054), "cost", "83.8 k\n[dim]52.7-133 k[/dim]"),
+        ((0.2, 0.45, 1.5), "cost", "0.45\n[dim]0.2-1.5[/dim]"),
+        ((0.0125, 0.0125, 0.0125), "device_hours", "0.0125"),
+        ((1.0, 1.5, 30.25), "hours", "1.5 h\n[dim]1-30.2 h[/dim]"),
+        ((0.1, 0.5, 1.5), "hours", "30 min\n[dim]6-90 min[/dim]"),
+        ((0.0, 0.0, 0.0), "hours", "0 s"),
+    ],
+)
+def test_a_figure_is_shown_with_its_range_in_one_unit(ends, key, shown):
+    assert _cell(Range(*ends)._asdict(), key, busy=True) == shown
+
+
+def test_what_is_not_known_and_what_is_not_there():
+    assert (_cell(None, "cost", busy=True), _cell(None, "cost", busy=False)) == ("?", "-")
