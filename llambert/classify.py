@@ -68,10 +68,9 @@ def label_rows(
     gpus = int(cluster.resources().get("GPU", 0))
     threads = 1
     share: dict[str, Any] = {"num_gpus": 1}
-    least, most = workers or (1, gpus)
+    least, most = pool_size(model, workers)
     here = int(ray.cluster_resources().get("GPU", 0))  # without autoscaling
     if not gpus:
-        least, most = workers or (1, _copies_that_fit(model))
         threads = cpus_per_worker or cluster.even_share(cluster.node_cpus(), most)
         share = {"num_cpus": _cpu_share(threads)}
         here = int(ray.cluster_resources().get("CPU", 1)) // threads
@@ -102,6 +101,12 @@ def label_rows(
         **blocks,
         **share,
     )
+
+
+def pool_size(model: str, workers: tuple[int, int] | None) -> tuple[int, int]:
+    """Least and most actors, as `label_rows` takes them."""
+    gpus = int(cluster.resources().get("GPU", 0))
+    return workers or (1, gpus or _copies_that_fit(model))
 
 
 def _copies_that_fit(model: str) -> int:

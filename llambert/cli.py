@@ -16,7 +16,6 @@ from llambert.errors import LlambertError, UserError
 if TYPE_CHECKING:
     from llambert.nightly import Night
     from llambert.pipeline import Pipeline
-    from llambert.step import Step
 
 _settings = click.option(
     "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field; may be repeated."
@@ -151,6 +150,18 @@ def parse(config: str, overrides: tuple[str, ...]) -> None:
     with Lease(pipeline.workdir), Progress("parse") as progress:
         manifest = run_step(step, progress)
     click.echo(counts_line("parse", manifest.counts, manifest.seconds))
+
+
+@cli.command()
+@_config
+@_settings
+@click.option("--calibrate", is_flag=True, help="Measure the rates that are not known: minutes.")
+def plan(config: str, overrides: tuple[str, ...], calibrate: bool) -> None:
+    """Say what a run takes and costs, beside an LLM that labels everything."""
+    from llambert.planner import make_plan, show
+
+    pipeline = _pipeline(config, overrides)
+    show(make_plan(pipeline, calibrate), f"{pipeline.workdir.plan.uri}/plan.json")
 
 
 @cli.command("config")
@@ -306,9 +317,5 @@ def _summary(
             rate = manifest.details.get("records_per_s")
             speed = f"  {rate:,.1f}/s" if rate else ""
             click.echo(counts_line(step.title, manifest.counts, manifest.seconds) + speed)
-            click.echo(f"{'':<24} {_where(step)}")
+            click.echo(f"{'':<24} {step.folder.uri}/")
     click.echo(f"in {duration(seconds)}")
-
-
-def _where(step: "Step") -> str:
-    return f"{step.folder.uri}/"

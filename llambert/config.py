@@ -18,6 +18,7 @@ from llambert.evaluate import EvaluateConfig
 from llambert.gates import GatesConfig, check_measurable
 from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
+from llambert.plan import PlanConfig
 from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
@@ -73,6 +74,7 @@ class RunConfig(Section):
     nightly: NightlyConfig = Field(
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
     )
+    plan: PlanConfig = Field(PlanConfig(), description="Prices, and rates that are known already.")
 
     @field_validator("name")
     @classmethod

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from llambert import cluster
-from llambert.classify import LIGHT_CPUS, label_rows
+from llambert.classify import LIGHT_CPUS, label_rows, pool_size
 from llambert.datasource import corpus_dataset
 from llambert.errors import CountError
 from llambert.progress import Progress
@@ -92,6 +92,7 @@ def label(
         folder.write_json(_RUN, {"run": run})
     before = (folder / CHECKPOINT).row_count(skip=".pending.parquet")  # those were committed
     progress.begin(total, "labelling", done=before)
+    workers = pool_size(model, config.workers)
     started = time.monotonic()
     with _checkpoint(folder):
         rows = corpus_dataset(
@@ -105,7 +106,7 @@ def label(
             rows,
             model,
             progress.ray_counter(),
-            workers=config.workers,
+            workers=workers,
             cpus_per_worker=config.cpus_per_worker,
             accelerator_type=config.accelerator_type,
             dtype=config.dtype,
@@ -128,6 +129,7 @@ def label(
         {
             "records": written,
             "labelled_now": written - before,
+            "workers": workers[1],
             "seconds": round(time.monotonic() - started, 3),
             **_speed(written - before, progress),
         },

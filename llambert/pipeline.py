@@ -20,6 +20,7 @@ from llambert.gates import Gate, annotation_gates, evaluation_gates, training_ga
 from llambert.gold import Gold, first_by_hash, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
+from llambert.plan import last_plan
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
@@ -376,7 +377,8 @@ class Pipeline:
         def run(progress: Progress) -> Outcome:
             done = {step.title: (step.folder, made(step)) for step in steps}
             gates = [gate for stage in stages for gate in self.gates(stage)]
-            return report(self.config.name, done, gates, self.workdir.report)
+            plan = last_plan(self.workdir.plan)
+            return report(self.config.name, done, gates, self.workdir.report, plan)
 
         inputs = {step.title: output(step) for step in steps}
         return Step("report", "report", self.workdir.report, run, inputs)

@@ -251,12 +251,26 @@ def read_source(
     Raises:
         StageError: the store failed; what is wrong within the file is in the stream instead.
     """
+    for table, _ in read_positions(corpus, source, part, duplicates):
+        yield table
+
+
+def read_positions(
+    corpus: Corpus,
+    source: Source,
+    part: tuple[int, int] = (0, 1),
+    duplicates: pa.Array | None = None,
+) -> Iterator[tuple[pa.Table, int]]:
+    """The same, each with how many bytes of the file (not Parquet) have been read up to its end.
+
+    Readers are a buffer ahead, of a few MiB.
+    """
     config = corpus.config
     text = config.text if corpus.format != "text" else formats.TEXT_COLUMN
     columns = Columns(config.id, text, corpus.extra, corpus.id_type)
     with _opened(source) as file:
         for batch in formats.read(file, corpus.format, columns, part):
-            yield _records(corpus, source, batch, duplicates)
+            yield _records(corpus, source, batch, duplicates), file.tell()
 
 
 def _records(corpus: Corpus, source: Source, batch: Batch, duplicates: pa.Array | None) -> pa.Table:

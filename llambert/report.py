@@ -7,6 +7,7 @@ from typing import Any
 
 from llambert.gates import Gate
 from llambert.parse import REJECTS
+from llambert.plan import compare
 from llambert.schema import REFUSALS
 from llambert.storage import Folder, Manifest, Outcome
 
@@ -32,12 +33,14 @@ def report(
     made: Mapping[str, tuple[Folder, Manifest]],
     gates: Iterable[Gate],
     folder: Folder,
+    plan: Mapping[str, Any] | None = None,
 ) -> Outcome:
     """Write report.json and index.html to `folder`.
 
     Args:
         made: the folder and manifest of every step of the run, by the step's title, in order.
         gates: those that the run file sets, held to what was made.
+        plan: what `llambert plan` said of it, if it was asked.
 
     Returns:
         An outcome whose counts are steps rather than records.
@@ -59,6 +62,8 @@ def report(
         ],
         "versions": made["label"][1].versions,
     }
+    if plan:
+        value["plan"] = compare(plan, [manifest for _, manifest in made.values()])
     folder.write_json("report.json", value)
     folder.write_bytes("index.html", _page(value, made).encode())
     return Outcome({"in": len(made), "out": len(made), "dropped": {}})

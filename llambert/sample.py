@@ -112,12 +112,17 @@ _DRAWN = pa.schema([pa.field("hash", pa.uint64()), *SAMPLE])
 
 def _pick(table: pa.Table, seed: int, threshold: int, counter: Counter) -> pa.Table:
     counter.add(table.num_rows)
-    ids = table["id"].cast(pa.string())
-    hashes = pa.array([_hash(seed, id) for id in ids.to_pylist()], pa.uint64())
-    rows = pa.table([hashes, ids, table["text"]], schema=_DRAWN)
+    rows = hashed(table, seed)
     if threshold >= _HASHES:
         return rows
-    return rows.filter(pc.less(hashes, pa.scalar(threshold, pa.uint64())))
+    return rows.filter(pc.less(rows["hash"], pa.scalar(threshold, pa.uint64())))
+
+
+def hashed(table: pa.Table, seed: int) -> pa.Table:
+    """hash (uint64), id (string) and text of records: those of the smallest hashes are drawn."""
+    ids = table["id"].cast(pa.string())
+    hashes = pa.array([_hash(seed, id) for id in ids.to_pylist()], pa.uint64())
+    return pa.table([hashes, ids, table["text"]], schema=_DRAWN)
 
 
 def _hash(seed: int, id: str) -> int:

@@ -5,7 +5,7 @@ from llambert.storage import Folder
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
     *("labels", "cascade", "review", "quarantine", "gates", "report", "tracking"),
-    "nightly",
+    *("nightly", "plan"),
 }
 
 
@@ -56,6 +56,10 @@ class Workdir(Folder):
     @property
     def tracking(self) -> Folder:
         return self / "tracking"
+
+    @property
+    def plan(self) -> Folder:
+        return self / "plan"
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model

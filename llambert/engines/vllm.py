@@ -174,6 +174,25 @@ def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
     )
 
 
+def prompt_builder(config: AnnotateConfig, task: TaskConfig) -> PromptBuilder:
+    """What makes this model's prompts, within its window; no engine and no Ray is needed.
+
+    Raises:
+        UserError: the prompt does not suit the model.
+    """
+    return _builder(config, task, _window(config) - config.max_tokens)
+
+
+def _builder(config: AnnotateConfig, task: TaskConfig, limit: int) -> PromptBuilder:
+    return PromptBuilder(
+        load_tokenizer(config.model or "", config.trust_remote_code),
+        task,
+        limit,
+        config.chat_template,
+        config.chat_template_kwargs,
+    )
+
+
 class _Prompts:
     """Makes prompts in a worker; the tokenizer is loaded there, once a process."""
 
@@ -185,15 +204,8 @@ class _Prompts:
         return {**self.__dict__, "_builder": None}
 
     def builder(self) -> PromptBuilder:
-        config = self._config
         if self._builder is None:
-            self._builder = PromptBuilder(
-                load_tokenizer(config.model or "", config.trust_remote_code),
-                self._task,
-                self._limit,
-                config.chat_template,
-                config.chat_template_kwargs,
-            )
+            self._builder = _builder(self._config, self._task, self._limit)
         return self._builder
 
     def __call__(self, block: pa.Table) -> pa.Table:

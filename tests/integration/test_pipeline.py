@@ -239,6 +239,28 @@ def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_o
     assert sample.num_rows == RECORDS + 1
 
 
+def test_a_plan_by_the_runs_own_rates_is_what_the_run_took(done):
+    """That a plan made before it holds is measured by hand: a loaded machine is not the same."""
+    folder, _ = done
+    config = str(folder / "run.yaml")
+    planned = llambert("plan", config, "--set", "plan.prices.encoder_device_hour=2")
+    assert planned.returncode == 0, planned.stderr
+    assert "LLM alone" in planned.stdout and "an earlier run" in planned.stdout
+    again = llambert("report", config, "--force")
+    assert again.returncode == 0, again.stderr
+    report = json.loads((folder / "out" / "report" / "report.json").read_text())
+    ratios = {
+        stage: {figure: row["ratio"] for figure, row in figures.items()}
+        for stage, figures in report["plan"].items()
+    }
+    assert ratios["corpus"] == ratios["sample"] == {"records": 1.0}
+    assert ratios["annotate"] == {"records": 1.0}  # recorded: no tokens, no devices, no cost
+    for stage in ("train", "label"):
+        assert set(ratios[stage]) == {"records", "tokens", "device_hours", "hours", "cost"}
+        assert all(0.8 < ratio < 1.25 for ratio in ratios[stage].values())
+    assert "Plan and actual" in (folder / "out" / "report" / "index.html").read_text()
+
+
 def test_parse_asks_no_model(done):
     folder, _ = done
     config = str(folder / "run.yaml")

@@ -1,0 +1,330 @@
+"""What a run takes and costs, by stage, beside an LLM that labels everything: pure estimates.
+
+Every figure is a range. Ends multiply with ends, so that a range holds what its parts' ranges
+hold. Device-hours are of the devices that a stage holds at most, from its start to its end.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+from pydantic import Field, model_validator
+
+from llambert.section import Section
+from llambert.storage import Folder, Manifest
+
+PLAN = "plan.json"  # in the folder of the plan
+FIGURES = ("records", "tokens", "device_hours", "hours", "cost")
+_TOKENS = ("prompt_tokens", "output_tokens", "tokens")  # the stages' names for them
+_MILLION = 1e6
+_HOUR_S = 3600
+
+
+class PricesConfig(Section):
+    """What devices and tokens cost."""
+
+    currency: str = Field("USD", description="Name of the money; any, it is only shown.")
+    llm_device_hour: float | None = Field(
+        None, ge=0, description="Price of an hour of one of the LLM's devices (vllm)."
+    )
+    encoder_device_hour: float | None = Field(
+        None, ge=0, description="Price of an hour of one of the encoder's devices."
+    )
+    million_prompt_tokens: float | None = Field(
+        None, ge=0, description="Price of a million prompt tokens of an endpoint (openai)."
+    )
+    million_output_tokens: float | None = Field(
+        None, ge=0, description="Price of a million output tokens of an endpoint (openai)."
+    )
+
+
+class RateConfig(Section):
+    """How fast one device works, and who says so."""
+
+    tokens_per_s: float | None = Field(
+        None, gt=0, description="Tokens a second; of the LLM those of prompt and answer together."
+    )
+    records_per_s: float | None = Field(
+        None, gt=0, description="Records a second, instead of tokens; in training, of each epoch."
+    )
+    start_s: float = Field(0.0, ge=0, description="Seconds from a start to the first record.")
+    margin: float = Field(
+        0.25, ge=0, description="The rate holds within a factor of 1 + margin, either way."
+    )
+    source: str = Field(
+        min_length=1, description="Where the rate is from: a benchmark, an earlier run, a paper."
+    )
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> "RateConfig":
+        if (self.tokens_per_s is None) == (self.records_per_s is None):
+            raise ValueError("a rate is either tokens_per_s or records_per_s: give one of them")
+        return self
+
+
+class RatesConfig(Section):
+    """Rates that are taken as they stand, before any that was measured in the workdir."""
+
+    annotate: RateConfig | None = Field(
+        None, description="Of the LLM; with openai of the whole endpoint, in records."
+    )
+    train: RateConfig | None = Field(None, description="Of the encoder's fine-tuning.")
+    label: RateConfig | None = Field(None, description="Of the fine-tuned encoder.")
+
+
+class PlanConfig(Section):
+    """What `llambert plan` reckons with."""
+
+    prices: PricesConfig = Field(PricesConfig(), description="Prices; no cost is told without.")
+    rates: RatesConfig = Field(RatesConfig(), description="Rates that are known already.")
+    sample: int = Field(2000, ge=30, description="Records whose tokens are counted.")
+    calibration_records: int = Field(
+        256,
+        ge=64,
+        description="Records that `--calibrate` puts to the LLM, whose answers the run uses, and "
+        "to the encoder.",
+    )
+
+
+class Range(NamedTuple):
+    """An estimate with the ends it may have."""
+
+    low: float
+    expected: float
+    high: float
+
+    @staticmethod
+    def exactly(value: float) -> "Range":
+        return Range(value, value, value)
+
+    @staticmethod
+    def within(value: float, margin: float) -> "Range":
+        """`value` within a factor of 1 + `margin`."""
+        return Range(value / (1 + margin), value, value * (1 + margin))
+
+    def times(self, other: "Range | float") -> "Range":
+        by = other if isinstance(other, Range) else Range.exactly(other)
+        return Range(self.low * by.low, self.expected * by.expected, self.high * by.high)
+
+    def plus(self, other: "Range") -> "Range":
+        return Range(*(a + b for a, b in zip(self, other, strict=True)))
+
+    def over(self, other: "Range") -> "Range":
+        return Range(self.low / other.high, self.expected / other.expected, self.high / other.low)
+
+    def at_most(self, limit: float) -> "Range":
+        return Range(*(min(value, limit) for value in self))
+
+
+@dataclass(frozen=True)
+class Rate:
+    """How fast one device is while it is held: measured, or taken from the run file."""
+
+    unit: str  # 'tokens' or 'records'
+    per_s: float
+    source: str
+    margin: float
+    start_s: float = 0.0  # from the stage's start to its first record; of each training
+    devices: int = 1  # held where it was measured
+    prompt_tokens: float | None = None  # of a request, where the engine counted them
+    output_tokens: float | None = None  # of an answer, likewise
+    records: int = 0  # that it was measured on
+
+    @staticmethod
+    def of(config: RateConfig) -> "Rate":
+        """A rate of the run file."""
+        unit = "tokens" if config.tokens_per_s else "records"
+        per_s = config.tokens_per_s or config.records_per_s or 0.0
+        source = f"{config.source} (the run file)"
+        return Rate(unit, per_s, source, config.margin, config.start_s)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What one stage has to do.
+
+    Attributes:
+        rate: 'annotate', 'train' or 'label'; '' for a stage that keeps no model busy.
+        device: whose device does it: 'llm', 'encoder', 'endpoint' or, at no cost, 'none'.
+        passes: how often each record goes through the model (epochs, models).
+        devices: how many are held; None: as where the rate was measured.
+        starts: how often the model is started.
+    """
+
+    records: Range
+    rate: str = ""
+    device: str = "none"
+    tokens: Range | None = None  # of a record, as the model reads it
+    output_tokens: Range | None = None  # of an answer
+    passes: float = 1.0
+    devices: Range | None = None
+    starts: int = 1
+
+
+def estimate(
+    work: Mapping[str, Work], rates: Mapping[str, Rate], prices: PricesConfig
+) -> dict[str, Any]:
+    """`stages` and `total` of one way to label the corpus; null where a rate or price is missing.
+
+    A stage has records, tokens, device_hours, hours (of the clock) and cost, each with low,
+    expected and high; `devices` held, and `start_share`, the part of the hours that does not grow
+    with the records.
+    """
+    stages = {name: _stage(each, rates.get(each.rate), prices) for name, each in work.items()}
+    busy = [stage for stage in stages.values() if stage["device"] != "none"]
+    on_devices = [stage for stage in busy if stage["device"] != "endpoint"]
+    total = {
+        "device_hours": _sum(stage["device_hours"] for stage in on_devices),
+        "hours": _sum(stage["hours"] for stage in busy),
+        "cost": _sum(stage["cost"] for stage in busy),
+    }
+    return {"stages": plain(stages), "total": plain(total)}
+
+
+def _stage(work: Work, rate: Rate | None, prices: PricesConfig) -> dict[str, Any]:
+    passed = work.records.times(work.passes)
+    read = passed.times(work.tokens) if work.tokens else None
+    written = passed.times(work.output_tokens) if work.output_tokens else None
+    tokens = read.plus(written) if read and written else read
+    stage: dict[str, Any] = dict.fromkeys(FIGURES)
+    stage |= {"records": work.records, "tokens": tokens, "device": work.device}
+    stage |= {"devices": None, "start_share": 0.0}
+    stage["rate"] = rate.source if rate else None
+    done = tokens if rate and rate.unit == "tokens" else passed
+    if rate and done is not None:
+        _time(stage, work, rate, done)
+    if work.device == "endpoint" and read and written:
+        stage["cost"] = _token_cost(read, written, prices)
+    price = {"llm": prices.llm_device_hour, "encoder": prices.encoder_device_hour}.get(work.device)
+    if price is not None and stage["device_hours"]:
+        stage["cost"] = stage["device_hours"].times(price)
+    return stage
+
+
+def _time(stage: dict[str, Any], work: Work, rate: Rate, done: Range) -> None:
+    """Fill in the hours and device-hours of `done` tokens or records."""
+    devices = work.devices or Range.exactly(rate.devices)
+    busy = done.times(Range.within(1 / (rate.per_s * _HOUR_S), rate.margin))  # device-hours
+    start = Range.within(rate.start_s * work.starts / _HOUR_S, rate.margin)
+    stage["hours"] = busy.over(devices).plus(start)
+    if work.device != "endpoint":
+        stage["device_hours"] = busy.plus(start.times(devices))
+        stage["devices"] = devices.expected
+    if stage["hours"].expected:
+        stage["start_share"] = start.expected / stage["hours"].expected
+
+
+def _token_cost(read: Range, written: Range, prices: PricesConfig) -> Range | None:
+    if prices.million_prompt_tokens is None or prices.million_output_tokens is None:
+        return None
+    return read.times(prices.million_prompt_tokens / _MILLION).plus(
+        written.times(prices.million_output_tokens / _MILLION)
+    )
+
+
+def _sum(parts: Iterable[Range | None]) -> Range | None:
+    """The sum; None where a part is not known."""
+    total = Range.exactly(0.0)
+    for part in parts:
+        if part is None:
+            return None
+        total = total.plus(part)
+    return total
+
+
+def plain(value: Any) -> Any:
+    """Ranges as JSON objects."""
+    if isinstance(value, Range):
+        return {name: float(f"{end:.6g}") for name, end in value._asdict().items()}
+    if isinstance(value, dict):
+        return {name: plain(inner) for name, inner in value.items()}
+    return value
+
+
+def as_json(rate: Rate) -> dict[str, Any]:
+    """A rate as JSON, without what is not known."""
+    return {name: value for name, value in asdict(rate).items() if value is not None}
+
+
+def last_plan(folder: Folder) -> dict[str, Any] | None:
+    """The plan in `folder`; None where there is none. No report is stale for want of it."""
+    return dict(folder.read_json(PLAN)) if folder.exists(PLAN) else None
+
+
+def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
+    """Plan against actual: stage -> figure -> planned (low, expected, high), actual, ratio.
+
+    What a stage found done before (answers that were stored, records labelled before a crash) took
+    no time in its last round; the plan's hours and cost are then those of the round's share. What
+    the plan or the stage does not tell is left out.
+
+    Args:
+        plan: of plan.json.
+        made: the manifests of the run.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for name, planned in plan["llambert"]["stages"].items():
+        manifests = [manifest for manifest in made if manifest.stage == name]
+        if not manifests:
+            continue
+        actual, share = _actual(name, planned, manifests)
+        if planned["cost"] is not None and share:
+            actual["cost"] = _paid(planned["device"], actual, plan["prices"])
+        rows = {}
+        for figure in FIGURES:
+            expected, value = _of_share(figure, planned, share), actual.get(figure)
+            if expected and value is not None:
+                ratio = round(value / expected["expected"], 3) if expected["expected"] else None
+                rows[figure] = {"planned": expected, "actual": value, "ratio": ratio}
+        found[name] = rows
+    return found
+
+
+def _of_share(figure: str, planned: Mapping[str, Any], share: float) -> dict[str, float] | None:
+    """The plan's figure where only `share` of the records was left to do."""
+    value = planned[figure]
+    if value is None or figure in ("records", "tokens"):
+        return value
+    start = planned["start_share"]
+    return plain(Range(**value).times(start + (1 - start) * share)) if share else None
+
+
+def _actual(
+    name: str, planned: Mapping[str, Any], manifests: Sequence[Manifest]
+) -> tuple[dict[str, Any], float]:
+    """What a stage's manifests say of its work, and the share of it done in its last round."""
+    work = [manifest.details.get("cost", manifest.details) for manifest in manifests]
+    first = work[0]
+    counted = "in" if name in ("annotate", "evaluate") else "out"
+    records = sum(manifest.counts[counted] for manifest in manifests)
+    if name == "cascade":
+        records = first["answers"]
+    share = first.get("asked", first.get("labelled_now", records)) / records if records else 0.0
+    tokens = {key: sum(each.get(key) or 0 for each in work) for key in _TOKENS}
+    if name == "label" and share:
+        tokens["tokens"] = round(tokens["tokens"] / share)
+    actual = {"records": records, "tokens": sum(tokens.values()) or None}
+    if not share:
+        return actual, share
+    asking = first.get("seconds") if name == "cascade" else None  # else it counts its writing too
+    hours = (asking or sum(manifest.seconds for manifest in manifests)) / _HOUR_S
+    devices = first.get("workers") or planned["devices"]
+    actual["hours"] = float(f"{hours:.6g}")
+    if first.get("device_seconds") and name in ("annotate", "cascade"):
+        actual["device_hours"] = float(f"{first['device_seconds'] / _HOUR_S:.6g}")
+    elif devices:
+        actual["device_hours"] = float(f"{hours * devices:.6g}")
+    actual |= {f"paid_{key}": share * tokens[key] for key in _TOKENS}
+    return actual, share
+
+
+def _paid(device: str, actual: Mapping[str, Any], prices: Mapping[str, Any]) -> float | None:
+    """What the work cost at the plan's prices."""
+    if device == "endpoint":
+        names = ("prompt_tokens", "output_tokens")
+        paid = sum(actual[f"paid_{name}"] * prices[f"million_{name}"] for name in names) / _MILLION
+    elif "device_hours" in actual:
+        paid = actual["device_hours"] * prices[f"{device}_device_hour"]
+    else:
+        return None
+    return float(f"{paid:.6g}")

@@ -1,0 +1,272 @@
+"""How fast the models work: from the run file, an earlier run in the workdir, or a calibration."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llambert.annotate import annotate, annotator_id
+from llambert.config import RunConfig
+from llambert.label import label
+from llambert.plan import Rate, as_json
+from llambert.progress import Progress
+from llambert.records import CorpusConfig, open_corpus
+from llambert.storage import Folder, Manifest, Outcome, fingerprint
+from llambert.train import train
+from llambert.workdir import Workdir
+
+KINDS = ("train", "label", "annotate")  # in this order: an LLM may hold its GPUs to the end
+_FILE = "calibration.json"
+_MARGIN_RUN = 0.25  # of rates that a whole run showed
+_MARGIN_CALIBRATION = 0.5  # of some hundred records, warm-up among them
+_EPOCHS = 2  # of the calibration's training: the first warms up, the second is measured
+_WORK_S = 5.0  # that the labellers should have worked, for a rate
+_GROWTH = 50  # times the records, at most, until they have
+_SEED = 1
+
+
+def known_rates(config: RunConfig, workdir: Workdir) -> dict[str, Rate]:
+    """The rates that need no measuring: those of the run file, else those of most records."""
+    measured = [*_calibrated(config, workdir), *_of_runs(config, workdir)]
+    rates: dict[str, Rate] = {}
+    for kind, rate in sorted(measured, key=lambda each: each[1].records):
+        rates[kind] = rate
+    for kind in KINDS:
+        if given := getattr(config.plan.rates, kind):
+            counted = rates.get(kind)
+            rates[kind] = replace(
+                Rate.of(given),
+                prompt_tokens=counted.prompt_tokens if counted else None,
+                output_tokens=counted.output_tokens if counted else None,
+            )
+    return rates
+
+
+def _key(config: RunConfig, kind: str) -> str:
+    """What a rate holds for: the same LLM and prompt, or the same encoder and text length."""
+    if kind == "annotate":
+        return annotator_id(config.annotate, config.task)
+    return fingerprint([config.train.model, config.train.max_length])
+
+
+def _calibrated(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:
+    for kind, stored in _read(workdir).items():
+        if stored["key"] == _key(config, kind):
+            yield kind, Rate(**stored["rate"])
+
+
+def _read(workdir: Workdir) -> dict[str, Any]:
+    return dict(workdir.plan.read_json(_FILE)) if workdir.plan.exists(_FILE) else {}
+
+
+def _of_runs(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:
+    """The rates of the finished steps in the workdir that used the same models."""
+    asked = workdir.annotations(annotator_id(config.annotate, config.task)).manifest()
+    looked_up = config.annotate.engine == "recorded"  # how fast says nothing of an LLM
+    if asked and not looked_up and (rate := annotate_rate(asked.details, asked.counts["in"])):
+        yield "annotate", _from_run(rate)
+    trained = [
+        manifest
+        for variant in (workdir / "models").folders()
+        for seed in (workdir / "models" / variant).folders()
+        if (manifest := (workdir / "models" / variant / seed).manifest())
+        and manifest.details["settings"]["model"] == config.train.model
+        and manifest.details["settings"]["max_length"] == config.train.max_length
+    ]
+    if trained and (rate := _mean_training(trained)):
+        yield "train", _from_run(rate)
+    for model in {manifest.output for manifest in trained}:
+        labelled = workdir.labels(model).manifest()
+        if labelled and (rate := label_rate(labelled.details, labelled.seconds)):
+            yield "label", _from_run(rate)
+
+
+def _from_run(rate: Rate) -> Rate:
+    source = f"an earlier run in the workdir, {rate.records:,} records"
+    return replace(rate, source=source, margin=_MARGIN_RUN)
+
+
+def annotate_rate(details: Mapping[str, Any], records: int) -> Rate | None:
+    """The LLM's rate by the details of `annotate`; None where too little was asked to tell.
+
+    Args:
+        records: whose answers the details' tokens are of.
+    """
+    per_s = details.get("records_per_s")
+    answered = records - details.get("failed", 0)
+    if not per_s or answered <= 0:
+        return None
+    devices = details.get("devices_per_replica", 1) * details.get("replicas", [1, 1])[1]
+    tokens = {name: details[name] / answered or None for name in ("prompt_tokens", "output_tokens")}
+    by_token = bool(details.get("tokens_per_s")) and "device" in details
+    return Rate(
+        unit="tokens" if by_token else "records",
+        per_s=(details["tokens_per_s"] if by_token else per_s) / devices,
+        devices=devices,
+        source="",
+        margin=0.0,
+        start_s=max(0.0, round(details["seconds"] - details["asked"] / per_s, 3)),
+        records=details["asked"],
+        **tokens,
+    )
+
+
+def train_rate(details: Mapping[str, Any], seconds: float, steady: bool = False) -> Rate | None:
+    """The rate of a training by its details.
+
+    Args:
+        seconds: of the whole step, start, validation and export among them.
+        steady: leave the first epoch's time out.
+    """
+    epochs = details["epochs"]
+    spent = [each["seconds"] for each in epochs]  # since the training's start
+    worked = spent[-1] - spent[0] if steady else spent[-1]
+    tokens = details["tokens"] * ((len(epochs) - 1) / len(epochs) if steady else 1)
+    if worked <= 0 or not tokens:
+        return None
+    return Rate(
+        unit="tokens",
+        per_s=tokens / (worked * details["workers"]),
+        devices=details["workers"],
+        source="",
+        margin=0.0,
+        start_s=round(max(0.0, seconds - spent[-1]), 3),
+        records=details["training_records"] * len(epochs),
+    )
+
+
+def _mean_training(trained: list[Manifest]) -> Rate | None:
+    """The rate of several trainings, and their mean start."""
+    rates = [train_rate(manifest.details, manifest.seconds) for manifest in trained]
+    known = [rate for rate in rates if rate and rate.records]
+    if not known:
+        return None
+    tokens = [manifest.details["tokens"] for manifest in trained]
+    held = [manifest.details["device_seconds"] for manifest in trained]
+    return replace(
+        known[0],
+        per_s=sum(tokens) / sum(held),
+        start_s=sum(rate.start_s for rate in known) / len(known),
+        records=sum(rate.records for rate in known),
+    )
+
+
+def label_rate(details: Mapping[str, Any], seconds: float) -> Rate | None:
+    """The labellers' rate by the details of `label`; None where too little was labelled to tell.
+
+    Args:
+        seconds: of the whole step, its start among them.
+    """
+    per_s, workers = details.get("records_per_s"), details.get("workers")
+    if not per_s or not workers:
+        return None
+    return Rate(
+        unit="tokens",
+        per_s=details["tokens_per_s"] / workers,
+        source="",
+        margin=0.0,
+        start_s=round(max(0.0, seconds - details["labelled_now"] / per_s), 3),
+        devices=workers,
+        records=details["labelled_now"],
+    )
+
+
+def calibrate(
+    config: RunConfig, workdir: Workdir, kinds: Iterable[str], sample: pa.Table
+) -> dict[str, Rate]:
+    """Measure the rates of `kinds` on the first records of `sample`, by the stages' own code.
+
+    Needs a connected Ray and the workdir's lease. What the LLM answers is stored with all its
+    answers, and not asked again. What is measured is kept, so that a later plan knows it.
+
+    Args:
+        sample: id and text, as the run will draw them.
+
+    Raises:
+        UserError, StageError: as the stages do.
+    """
+    folder = workdir.plan / "calibration"
+    folder.remove()
+    measure: dict[str, Callable[..., Rate | None]] = {
+        "train": _calibrate_train,
+        "label": _calibrate_label,
+        "annotate": _calibrate_annotate,
+    }
+    rates = {}
+    for kind in [kind for kind in KINDS if kind in kinds]:
+        with Progress("calibrate") as progress:
+            rate = measure[kind](config, workdir, sample, folder, progress)
+        if rate:
+            source = f"a calibration with {rate.records:,} records"
+            rates[kind] = replace(rate, source=source, margin=_MARGIN_CALIBRATION)
+            stored = {"key": _key(config, kind), "rate": as_json(rates[kind])}
+            workdir.plan.write_json(_FILE, _read(workdir) | {kind: stored})
+    folder.remove()
+    return rates
+
+
+def _calibrate_train(
+    config: RunConfig, workdir: Workdir, sample: pa.Table, folder: Folder, progress: Progress
+) -> Rate | None:
+    outcome = _train_a_little(config, sample, folder, progress)
+    return train_rate(outcome.details, progress.seconds, steady=True)
+
+
+def _train_a_little(
+    config: RunConfig, sample: pa.Table, folder: Folder, progress: Progress
+) -> Outcome:
+    """Fine-tune on labels that mean nothing: what they are makes no training slower."""
+    names = list(config.task.labels)
+    size = max(config.plan.calibration_records // _EPOCHS, 4 * config.train.batch_size)
+    rows = sample.select(["id", "text"]).slice(0, max(size, 4 * len(names)))
+    labels = [names[i % len(names)] for i in range(rows.num_rows)]
+    records = rows.append_column("label", pa.array(labels, pa.string()))
+    settings = config.train.model_copy(update={"epochs": _EPOCHS})
+    progress.begin(None, "a short training")
+    return train(settings, names, records, settings.model, _SEED, folder / "model", progress)
+
+
+def _calibrate_label(
+    config: RunConfig, workdir: Workdir, sample: pa.Table, folder: Folder, progress: Progress
+) -> Rate | None:
+    """Label copies of the sample's records, more of them until the labellers have had to work."""
+    if not (folder / "model").exists("config.json"):
+        _train_a_little(config, sample, folder, progress)
+    first = min(config.plan.calibration_records, sample.num_rows)
+    size = first
+    while True:
+        texts = pc.take(sample["text"], pa.array([i % sample.num_rows for i in range(size)]))
+        (folder / "corpus").write_table("texts.parquet", pa.table({"text": texts}))
+        corpus = open_corpus(CorpusConfig(path=(folder / "corpus").uri, format="parquet"))
+        outcome = label(
+            config.label,
+            corpus,
+            folder,
+            size,
+            (folder / "model").uri,
+            fingerprint([size]),
+            folder / "labels",
+            progress,
+            trust_remote_code=config.train.trust_remote_code,
+        )
+        rate = label_rate(outcome.details, outcome.details["seconds"])
+        worked = outcome.details.get("device_seconds", 0.0)
+        if worked >= _WORK_S or size >= first * _GROWTH:
+            return rate
+        more = math.ceil(2 * _WORK_S / max(worked, 0.1))
+        size = min(first * _GROWTH, size * more)
+
+
+def _calibrate_annotate(
+    config: RunConfig, workdir: Workdir, sample: pa.Table, folder: Folder, progress: Progress
+) -> Rate | None:
+    answers = workdir.annotations(annotator_id(config.annotate, config.task))
+    size = min(config.plan.calibration_records, config.sample.size)
+    records = sample.select(["id", "text"]).slice(0, size)
+    outcome = annotate(
+        config.annotate, config.task, records, answers, progress, parsed=folder / "annotations"
+    )
+    return annotate_rate(outcome.details, outcome.counts["in"])

@@ -1,0 +1,117 @@
+"""How many records a corpus has, from a part of it: every format, against the truth."""
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llambert import sample
+from llambert.plan import Range
+from llambert.records import CorpusConfig, open_corpus, read_all
+from llambert.survey import mean, ratio_total, survey
+
+FILES, EACH = 12, 3000
+SEED = 7
+
+
+@pytest.fixture(scope="module", params=["parquet", "jsonl", "jsonl.gz", "csv", "one jsonl"])
+def corpus(request, tmp_path_factory):
+    """36,000 records in twelve files or one."""
+    one = request.param == "one jsonl"
+    folder = tmp_path_factory.mktemp("corpus")
+    return write(folder, "jsonl" if one else request.param, 1 if one else FILES)
+
+
+def write(folder, suffix: str, files: int = FILES):
+    """Texts of 20 to 400 characters, one in 20 empty."""
+    rng = random.Random(1)
+    for file in range(files):
+        ids = [f"{file}-{i}" for i in range(FILES * EACH // files)]
+        texts = ["" if rng.random() < 0.05 else "x" * rng.randint(20, 400) for _ in ids]
+        path = folder / f"part-{file:02d}.{suffix}"
+        if suffix == "parquet":
+            pq.write_table(pa.table({"id": ids, "text": texts}), path, row_group_size=500)
+            continue
+        if suffix == "csv":
+            lines = ["id,text", *(f"{i},{t}" for i, t in zip(ids, texts, strict=True))]
+        else:
+            rows = zip(ids, texts, strict=True)
+            lines = [json.dumps({"id": i, "text": t}) for i, t in rows]
+        data = ("\n".join(lines) + "\n").encode()
+        path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
+    return open_corpus(CorpusConfig(path=str(folder), id="id"))
+
+
+def good_rows(corpus) -> pa.Table:
+    return read_all(corpus)[0]
+
+
+def test_a_corpus_that_is_read_whole_is_counted_exactly(corpus):
+    truth = good_rows(corpus)
+    seen = survey(corpus, SEED, size=500)
+    assert seen.whole and seen.read == FILES * EACH
+    assert seen.records == Range.exactly(truth.num_rows)
+    drawn = sorted(truth["id"].to_pylist(), key=lambda id: sample._hash(SEED, id))[:500]
+    assert seen.sample["id"].to_pylist() == drawn  # what the run would draw
+
+
+def test_a_part_of_a_corpus_tells_its_size(corpus, monkeypatch):
+    monkeypatch.setattr("llambert.formats._BATCH_BYTES", 2**16)  # so that there is a part to read
+    monkeypatch.setattr("llambert.formats._BUFFER_BYTES", 2**12)
+    truth = good_rows(corpus).num_rows
+    seen = survey(corpus, SEED, size=200, limit=2 * 2**20)
+    assert not seen.whole and seen.read < 0.6 * FILES * EACH
+    assert seen.records.low <= truth <= seen.records.high
+    assert 0.95 < seen.records.expected / truth < 1.05
+    assert seen.records.high / seen.records.low < 1.2
+    assert seen.sample.num_rows == 200
+    hashes = seen.sample["hash"].to_pylist()
+    assert hashes == sorted(set(hashes))
+
+
+def test_an_id_that_comes_twice_is_sampled_once(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"id": "a", "text": "one"}\n{"id": "a", "text": "two"}\n')
+    seen = survey(open_corpus(CorpusConfig(path=str(tmp_path), id="id")), SEED, size=10)
+    assert seen.sample["text"].to_pylist() == ["one"]
+
+
+def test_a_torn_file_counts_as_a_file_of_no_records(tmp_path, monkeypatch):
+    monkeypatch.setattr("llambert.formats._BATCH_BYTES", 2**16)
+    sources = write(tmp_path, "parquet", files=3).sources
+    (tmp_path / "torn.parquet").write_bytes(Path(sources[0].uri).read_bytes()[:2000])
+    torn = open_corpus(CorpusConfig(path=str(tmp_path), id="id"))
+    seen = survey(torn, SEED, size=10, limit=2**20)
+    assert not seen.whole
+    assert seen.records.expected == pytest.approx(FILES * EACH * 0.95, rel=0.05)
+
+
+def test_a_file_that_is_no_file_has_no_records(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "one"}\n' * 50)
+    (tmp_path / "b.jsonl").write_bytes(b"")
+    (tmp_path / "c.jsonl.gz").write_bytes(b"not gzip")
+    seen = survey(open_corpus(CorpusConfig(path=str(tmp_path))), SEED, size=10)
+    assert seen.records == Range.exactly(50)
+
+
+def test_the_interval_of_a_ratio():
+    """Sizes 10, 20, 30 with 5, 8, 17 good: ratio 0.5, residuals 0, -2, 2; t(2) = 4.3027."""
+    low, expected, high = ratio_total([(10, 5), (20, 8), (30, 17)], 600)
+    assert expected == pytest.approx(300)
+    half = 4.302653 * (3 / 2 * 8) ** 0.5 / 60 * 600
+    assert (low, high) == (pytest.approx(300 - half), pytest.approx(300 + half))
+    assert ratio_total([(10, 5)], 100) == Range.exactly(50)
+    assert ratio_total([], 100) == Range.exactly(0)
+
+
+def test_a_mean_has_its_interval_unless_all_was_seen():
+    values = np.array([1.0, 2.0, 3.0, 4.0])
+    low, expected, high = mean(values, 1e12)
+    half = 1.96 * (5 / 3) ** 0.5 / 2
+    assert (low, expected, high) == pytest.approx((2.5 - half, 2.5, 2.5 + half))
+    assert mean(values, 8)[2] == pytest.approx(2.5 + half * 0.5**0.5)
+    assert mean(values, 4) == Range.exactly(2.5)
