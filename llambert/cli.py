@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from llambert import STAGES
+from llambert.curve_command import curve
 from llambert.errors import LlambertError, UserError
 
 if TYPE_CHECKING:
@@ -96,6 +97,9 @@ for _name, _summary_line in {
     "report": "Write the report.",
 }.items():
     _stage_command(_name, _summary_line)
+
+
+cli.add_command(curve)
 
 
 @cli.command()

@@ -17,6 +17,7 @@ from llambert.errors import UserError
 from llambert.evaluate import EvaluateConfig
 from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
+from llambert.power_law import CurveConfig
 from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
@@ -63,6 +64,10 @@ class RunConfig(Section):
     )
     nightly: NightlyConfig = Field(
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
+    )
+
+    curve: CurveConfig = Field(
+        CurveConfig(), description="How `llambert curve` measures what more annotations bring."
     )
 
     @field_validator("name")

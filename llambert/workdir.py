@@ -4,7 +4,7 @@ from llambert.storage import Folder
 
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
-    *("labels", "cascade", "review", "quarantine", "report", "nightly"),
+    *("labels", "cascade", "review", "quarantine", "report", "nightly", "curve"),
 }
 
 
@@ -47,6 +47,10 @@ class Workdir(Folder):
     @property
     def report(self) -> Folder:
         return self / "report"
+
+    @property
+    def curve(self) -> Folder:
+        return self / "curve"
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model
