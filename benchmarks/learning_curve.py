@@ -10,11 +10,10 @@ gold training records, and stand beside the paper's.
 """
 
 import argparse
-import os
 
 import numpy as np
 from paper import CURVE
-from paper_runs import do, train_run
+from paper_runs import do, located, train_run
 
 from llambert.config import RunConfig, load
 from llambert.power_law import LEAST_SIZES, Point, look_ahead
@@ -41,7 +40,7 @@ def main() -> None:
         return
     if not a.place:
         parser.error("--config wants --place")
-    run = train_run(load(a.config, a.set), os.path.abspath(a.place))
+    run = train_run(load(a.config, a.set), located(a.place))
     curve = {"variants": list(_NAMES.values()), "sizes": a.sizes, "seeds": a.seeds}
     run = RunConfig.model_validate(run.model_dump() | {"curve": run.curve.model_dump() | curve})
     do(run, "run", "--until", "annotate")

@@ -10,12 +10,12 @@ flipped at a larger one too. Every training is a step: stopped, the same command
 
 import argparse
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from paper import NOISE
+from paper_runs import located
 
 from llambert.cluster import connection
 from llambert.config import RunConfig, load
@@ -106,7 +106,7 @@ def _trial(
         flipped(train, labels, percent, seed),
         test,
         seed,
-        Folder(os.path.abspath(a.place)) / way.replace(" ", "-") / f"{percent:g}" / f"seed-{seed}",
+        Folder(located(a.place)) / way.replace(" ", "-") / f"{percent:g}" / f"seed-{seed}",
     )
 
 

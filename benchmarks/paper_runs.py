@@ -8,13 +8,16 @@ asked about no record twice.
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llambert.config import RunConfig, dump
 from llambert.pipeline import Pipeline
-from llambert.storage import Folder
+from llambert.storage import Folder, is_remote
 
 _ALL = 10**9  # records, more than any benchmark has
 
@@ -50,7 +53,7 @@ def both_run(config: RunConfig, place: str) -> RunConfig:
         asked = annotate.folder.read_table("annotations.parquet", ["id", "response"])
         sample = pipeline.workdir.sample.read_table("sample.parquet", ["id", "text"])
         records.append(sample)
-        answers.append(asked.filter(pa.compute.is_in(asked["id"], sample["id"].combine_chunks())))
+        answers.append(asked.filter(pc.is_in(asked["id"], sample["id"].combine_chunks())))
     table = pa.concat_tables(records)
     if len(set(table["id"].to_pylist())) < table.num_rows:
         raise SystemExit("corpus and gold.train have ids in common: make them unique")
@@ -68,15 +71,19 @@ def both_run(config: RunConfig, place: str) -> RunConfig:
 
 
 def do(config: RunConfig, *command: str) -> None:
-    """`llambert COMMAND` on `config`, whose run file is left beside its workdir."""
-    path = f"{config.workdir}.yaml"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(dump(config))
-    words = [sys.executable, "-m", "llambert", command[0], path, *command[1:]]
-    done = subprocess.run(words)
+    """`llambert COMMAND` on `config`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/{config.name}.yaml"
+        Path(path).write_text(dump(config), encoding="utf-8")
+        words = [sys.executable, "-m", "llambert", command[0], path, *command[1:]]
+        done = subprocess.run(words)
     if done.returncode:
         raise SystemExit(done.returncode)
+
+
+def located(place: str) -> str:
+    """`place`, absolute where it is a local folder."""
+    return place if is_remote(place) else os.path.abspath(place)
 
 
 def _corpus(place: str, name: str, records: pa.Table) -> dict[str, Any]:

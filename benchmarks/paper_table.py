@@ -13,13 +13,12 @@ interval of the test set.
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from paper import COLUMNS, TABLE
-from paper_runs import both_run, do, extra_run, train_run
+from paper_runs import both_run, do, extra_run, located, train_run
 
 from llambert.config import RunConfig, load
 from llambert.interval import student_interval, wilson_interval
@@ -44,7 +43,7 @@ def main() -> None:
     config = load(a.config, [*a.set, f"train.seeds={a.seeds}"] if a.seeds else a.set)
     if not (config.gold and config.gold.train and (config.gold.test or config.gold.test_share)):
         raise SystemExit("the run file must have gold to train on and gold to test on")
-    place = os.path.abspath(a.place)
+    place = located(a.place)
     for make in (extra_run, train_run, both_run):
         do(make(config, place), "run", "--until", "evaluate")
     right = correctness(config, place)

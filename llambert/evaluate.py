@@ -17,6 +17,7 @@ from llambert.section import Section
 from llambert.storage import Folder, Outcome
 
 _BLOCKS = 16  # of the gold test set, so that several actors share it
+_BLOCK_RECORDS = 128  # at least: each block's tokenizer may be a new process, seconds in starting
 _BINS = 10  # of equal width, for the calibration error
 PREDICTIONS = "predictions"
 _ERRORS = "errors.parquet"
@@ -157,7 +158,8 @@ def _predict(gold: pa.Table, model: str, counter: Counter, trust_remote_code: bo
     """id, gold, label, confidence, probabilities of every gold record, sorted by id."""
     import ray
 
-    rows = ray.data.from_arrow(gold).repartition(_BLOCKS)
+    blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
+    rows = ray.data.from_arrow(gold).repartition(blocks)
     labelled = label_rows(
         rows, model, counter, probabilities=True, trust_remote_code=trust_remote_code
     )
