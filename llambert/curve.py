@@ -7,6 +7,7 @@ Every training is a step of its own, so that a curve that was stopped goes on wh
 larger sample, another size or another seed adds only what is new.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -150,6 +151,7 @@ class Curve:
             points = {variant: self._points(variant) for variant in self._sizes}
             outlooks = {v: look_ahead(each, self._gain) for v, each in points.items()}
             rows = {variant: self._rows(variant) for variant in self._sizes}
+            self._warn_of_the_failed(points)
             details = {
                 "against": self.against,
                 "test_records": self._test.num_rows,
@@ -171,6 +173,24 @@ class Curve:
 
         inputs = {step.title: output(step) for step in trials}
         return Step("curve", "curve", self.folder, run, inputs, self._gain)
+
+    def _warn_of_the_failed(self, points: dict[str, list[Point]]) -> None:
+        """A training may end at one label for every record, and drags its size's mean down."""
+        frequent = Counter(self._test["label"].to_pylist()).most_common(1)[0][1]
+        known = frequent / self._test.num_rows
+        failed = [
+            f"{variant} {point.size:,} seed {seed}"
+            for variant, each in points.items()
+            for point in each
+            for seed, accuracy in zip(self._config.curve.seeds, point.accuracies, strict=True)
+            if accuracy <= known
+        ]
+        if failed:
+            self._warnings.append(
+                f"{len(failed)} trainings did no better than one label for all would: "
+                f"{', '.join(failed[:5])}; another train.learning_rate or more train.epochs may "
+                "help"
+            )
 
     def _measured(self, variant: str, size: int) -> dict[int, dict[str, Any]]:
         """The details of the trainings of one size, by seed."""
@@ -243,8 +263,9 @@ def _interval(found: Sequence[dict[str, Any]]) -> tuple[float, float]:
     """95 %, of the mean over seeds; for one seed that of the test set."""
     if len(found) == 1:
         low, high = found[0]["accuracy_interval"]
-        return low, high
-    return student_interval([one["accuracy"] for one in found])
+    else:
+        low, high = student_interval([one["accuracy"] for one in found])
+    return max(low, 0.0), min(high, 1.0)
 
 
 def _mean(found: Sequence[dict[str, Any]], name: str) -> float:

@@ -164,9 +164,7 @@ def look_ahead(points: Sequence[Point], gain: float) -> Outlook:
     law = fit_law(sizes, [1 - point.accuracy for point in points], spread)
     laws = _resampled(points, spread)
     if not _rises(law, laws, sizes):
-        why = "accuracy does not rise with the number of records, or no more than the seeds differ"
-        advice = f"{sizes[0]:,} records are enough: more of the same did not help"
-        return _no_law(last, why, advice, enough=sizes[0])
+        return _no_rise(points, gain)
     enough = law.enough(gain)
     within = (sizes[0], _BEYOND * last.size)
     return Outlook(
@@ -185,6 +183,30 @@ def look_ahead(points: Sequence[Point], gain: float) -> Outlook:
 
 def _no_law(last: Point, why: str, advice: str, enough: int | None = None) -> Outlook:
     return Outlook(None, why, 2 * last.size, None, None, None, None, enough, None, advice)
+
+
+def _no_rise(points: Sequence[Point], gain: float) -> Outlook:
+    """What is said of sizes that do not differ, or by no more than the seeds do."""
+    first, last = points[0], points[-1]
+    most = _steepest(points)
+    if most >= gain:
+        why = "the trainings differ by more than the sizes do"
+        return _no_law(last, why, "nothing can be said: give more seeds (curve.seeds)")
+    why = "accuracy does not rise with the number of records"
+    advice = f"stop: {first.size:,} records are enough, a doubling brings at most {100 * most:.2g} "
+    return _no_law(last, why, advice + "points", enough=first.size)
+
+
+def _steepest(points: Sequence[Point]) -> float:
+    """The most that a doubling may win on average: the upper 95 % limit of a straight line's slope.
+
+    The line is that of accuracy over log2(size), through every training.
+    """
+    from scipy.stats import linregress, t
+
+    pairs = [(np.log2(p.size), accuracy) for p in points for accuracy in p.accuracies]
+    line = linregress([x for x, _ in pairs], [y for _, y in pairs])
+    return float(line.slope + t.ppf(0.975, len(pairs) - 2) * line.stderr)
 
 
 def _advice(sizes: Sequence[int], enough: float, gain: float) -> str:
