@@ -33,6 +33,9 @@ from llambert.train import check as check_trainer
 from llambert.train import required_resources
 from llambert.trial import trial_step
 
+_Trial = tuple[str, int, int]  # variant, records, seed
+_Found = dict[_Trial, dict[str, Any]]  # the details of each training
+
 
 class Curve:
     """The curve of one run file, whose run has annotated."""
@@ -81,7 +84,7 @@ class Curve:
             StageError: a training failed.
         """
         check_writable(self._pipeline.workdir)
-        todo = [step for step in self._trials() if step.state != "done"]
+        todo = [step for step in self._trials().values() if step.state != "done"]
         with Lease(self._pipeline.workdir):
             if todo:
                 check_trainer(self._config.train)
@@ -124,98 +127,91 @@ class Curve:
             )
         return sorted({min(size, most) for size in wanted})
 
-    def _trials(self) -> list[Step]:
-        """All trainings, seed by seed, so that one that is stopped early is whole for some."""
-        return [
-            self._trial(variant, size, seed)
+    def _trials(self) -> dict[_Trial, Step]:
+        """All trainings, seed by seed, so that a curve that is stopped early is whole for some."""
+        return {
+            (variant, size, seed): trial_step(
+                f"curve {variant} {size:,} seed {seed}",
+                self._config.train,
+                list(self._config.task.labels),
+                self._records[variant].slice(0, size),
+                self._test,
+                seed,
+                self.folder / variant / f"size-{size:06d}" / f"seed-{seed}",
+            )
             for seed in self._config.curve.seeds
             for variant, sizes in self._sizes.items()
             for size in sizes
-        ]
-
-    def _trial(self, variant: str, size: int, seed: int) -> Step:
-        return trial_step(
-            f"curve {variant} {size:,} seed {seed}",
-            self._config.train,
-            list(self._config.task.labels),
-            self._records[variant].slice(0, size),
-            self._test,
-            seed,
-            self.folder / variant / f"size-{size:06d}" / f"seed-{seed}",
-        )
+        }
 
     def _summary(self) -> Step:
         trials = self._trials()
 
         def run(progress: Progress) -> Outcome:
-            points = {variant: self._points(variant) for variant in self._sizes}
-            outlooks = {v: look_ahead(each, self._gain) for v, each in points.items()}
-            rows = {variant: self._rows(variant) for variant in self._sizes}
-            self._warn_of_the_failed(points)
+            found = {trial: made(step).details for trial, step in trials.items()}
+            points = {variant: self._points(variant, found) for variant in self._sizes}
+            ahead = {variant: look_ahead(each, self._gain) for variant, each in points.items()}
+            self._warn_of_the_failed(found)
             details = {
                 "against": self.against,
                 "test_records": self._test.num_rows,
                 "wanted_gain": self._gain,
                 "variants": {
                     variant: {
-                        "sizes": rows[variant],
-                        "outlook": asdict(outlook),
-                        "doubling_costs": self._cost(variant, rows[variant][-1]),
+                        "sizes": (rows := self._rows(variant, found)),
+                        "outlook": asdict(ahead[variant]),
+                        "doubling_costs": self._cost(variant, rows[-1]),
                     }
-                    for variant, outlook in outlooks.items()
+                    for variant in self._sizes
                 },
                 "warnings": self._warnings,
             }
-            drawn = {variant: (points[variant], outlooks[variant]) for variant in points}
+            drawn = {variant: (points[variant], ahead[variant]) for variant in points}
             self.folder.write_bytes("curve.svg", draw(drawn, self.against))
             self.folder.write_json("curve.json", details)
             return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
 
-        inputs = {step.title: output(step) for step in trials}
+        inputs = {step.title: output(step) for step in trials.values()}
         return Step("curve", "curve", self.folder, run, inputs, self._gain)
 
-    def _warn_of_the_failed(self, points: dict[str, list[Point]]) -> None:
+    def _warn_of_the_failed(self, found: _Found) -> None:
         """A training may end at one label for every record, and drags its size's mean down."""
         frequent = Counter(self._test["label"].to_pylist()).most_common(1)[0][1]
-        known = frequent / self._test.num_rows
+        share = frequent / self._test.num_rows
         failed = [
-            f"{variant} {point.size:,} seed {seed}"
-            for variant, each in points.items()
-            for point in each
-            for seed, accuracy in zip(self._config.curve.seeds, point.accuracies, strict=True)
-            if accuracy <= known
+            f"{variant} {size:,} seed {seed}"
+            for (variant, size, seed), details in found.items()
+            if details["accuracy"] <= share
         ]
         if failed:
             self._warnings.append(
-                f"{len(failed)} trainings did no better than one label for all would: "
+                f"{len(failed)} of {len(found)} trainings did no better than one label for all: "
                 f"{', '.join(failed[:5])}; another train.learning_rate or more train.epochs may "
                 "help"
             )
 
-    def _measured(self, variant: str, size: int) -> dict[int, dict[str, Any]]:
-        """The details of the trainings of one size, by seed."""
+    def _points(self, variant: str, found: _Found) -> list[Point]:
         seeds = self._config.curve.seeds
-        return {seed: made(self._trial(variant, size, seed)).details for seed in seeds}
+        return [
+            Point(size, tuple(found[variant, size, seed]["accuracy"] for seed in seeds))
+            for size in self._sizes[variant]
+        ]
 
-    def _points(self, variant: str) -> list[Point]:
-        found = {size: self._measured(variant, size).values() for size in self._sizes[variant]}
-        return [Point(n, tuple(one["accuracy"] for one in each)) for n, each in found.items()]
-
-    def _rows(self, variant: str) -> list[dict[str, Any]]:
+    def _rows(self, variant: str, found: _Found) -> list[dict[str, Any]]:
         """What was measured, size by size; times are means over the seeds."""
         rows = []
         for size in self._sizes[variant]:
-            by_seed = self._measured(variant, size)
-            found = list(by_seed.values())
+            by_seed = {seed: found[variant, size, seed] for seed in self._config.curve.seeds}
+            each = list(by_seed.values())
             rows.append(
                 {
                     "records": size,
-                    "accuracy": _mean(found, "accuracy"),
-                    "accuracy_interval": _interval(found),
+                    "accuracy": _mean(each, "accuracy"),
+                    "accuracy_interval": _interval(each),
                     "seeds": {str(seed): one["accuracy"] for seed, one in by_seed.items()},
-                    "training_seconds": _mean(found, "training_seconds"),
-                    "device_seconds": _mean(found, "device_seconds"),
-                    "device": found[0]["device"],
+                    "training_seconds": _mean(each, "training_seconds"),
+                    "device_seconds": _mean(each, "device_seconds"),
+                    "device": each[0]["device"],
                 }
             )
         return rows

@@ -1,5 +1,6 @@
 """What a curve trains on and measures with, and what a doubling costs; nothing is trained."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def test_sizes_are_the_first_of_the_sample(tmp_path):
     assert f"largest size is {records.num_rows}" in curve._warnings[0]
     texts = set(curve._test["text"].to_pylist())
     assert not texts & set(records["text"].to_pylist())
-    titles = [step.title for step in curve._trials()]
+    titles = [step.title for step in curve._trials().values()]
     assert titles[0] == "curve llambert 50 seed 1" and len(titles) == len(set(titles)) == 9
 
 
@@ -133,3 +134,29 @@ def test_what_a_curve_wants(tmp_path):
     config = run_file(tmp_path, {"test": "test.parquet"}, variants=["baseline"])
     with pytest.raises(UserError, match="0 gold training records are too few"):
         Curve(config, 0.005)
+
+
+def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
+    gold = {"train": "train.parquet", "test": "test.parquet"}
+    config = run_file(tmp_path, gold, sizes=[20, 40, 80, 160], seeds=[1, 2])
+    annotated(config)
+    for (_, size, seed), step in Curve(config, 0.005)._trials().items():
+        right = 0.4 if (size, seed) == (20, 2) else 1 - 2 / size**0.5 + 0.001 * seed
+        details = {"accuracy": right, "training_seconds": size / 10, "device": "cpu"}
+        details |= {"accuracy_interval": [0.0, 1.0], "device_seconds": size / 10}
+        counts = {"in": size, "out": size, "dropped": {}}
+        with Progress("curve", quiet=True) as progress:
+            outcome = Outcome(counts, details)
+            run_step(replace(step, run=lambda _, outcome=outcome: outcome), progress)
+    found = Curve(config, 0.005).run(lambda *_: pytest.fail("nothing is to be trained"))
+    (warning,) = found["warnings"]
+    assert "1 of 8 trainings did no better" in warning and "llambert 20 seed 2" in warning
+    first, *_, last = found["variants"]["llambert"]["sizes"]
+    assert first["accuracy_interval"][0] == 0.0  # two seeds that far apart say nothing
+    assert (last["records"], last["training_seconds"]) == (160, 16)
+    assert last["accuracy"] == pytest.approx(1 - 2 / 160**0.5 + 0.0015)
+    assert set(last["seeds"]) == {"1", "2"}
+    curve = tmp_path / "out" / "curve"
+    assert json.loads((curve / "curve.json").read_text())["variants"].keys() == {"llambert"}
+    assert json.loads((curve / "manifest.json").read_text())["counts"]["in"] == 8
+    assert (curve / "curve.svg").read_bytes().startswith(b"<?xml")
