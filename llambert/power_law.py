@@ -158,8 +158,8 @@ def look_ahead(points: Sequence[Point], gain: float) -> Outlook:
     """
     sizes, last = [point.size for point in points], points[-1]
     if len(sizes) < LEAST_SIZES:
-        why = f"{len(sizes)} sizes are too few for a law of three parameters: {LEAST_SIZES} are"
-        return _no_law(last, why + " the least", "give more sizes (curve.sizes)")
+        why = f"a law of three parameters takes {LEAST_SIZES} sizes, and there are {len(sizes)}"
+        return _no_law(last, why, "give more sizes (curve.sizes)")
     spread = _standard_errors(points)
     law = fit_law(sizes, [1 - point.accuracy for point in points], spread)
     laws = _resampled(points, spread)
