@@ -7,7 +7,7 @@ import pyarrow as pa
 from llambert.gold import Gold, without
 from llambert.schema import SAMPLE
 
-_ANNOTATED_GOLD = pa.schema(
+ANNOTATED_GOLD = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("id", "text", "gold", "label")),
         pa.field("confidence", pa.float32()),
@@ -49,7 +49,7 @@ def annotated_gold(asked: pa.Table, annotations: pa.Table, gold: Gold) -> pa.Tab
             key = known["id"] if record["text"] in test else f"train:{known['id']}"
             truth = {"id": key, "text": record["text"], "gold": known["label"]}
             rows.append({**answers[record["id"]], **truth})
-    return pa.Table.from_pylist(rows, schema=_ANNOTATED_GOLD).sort_by("id")
+    return pa.Table.from_pylist(rows, schema=ANNOTATED_GOLD).sort_by("id")
 
 
 def annotated_sample(

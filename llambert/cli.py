@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from llambert import STAGES
+from llambert.curve_command import curve
 from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
 from llambert.errors import LlambertError, UserError
 
@@ -91,6 +92,9 @@ for _name, _summary_line in {
     "tracking": "Tell MLflow of the run, where the run file has `tracking`.",
 }.items():
     _stage_command(_name, _summary_line)
+
+
+cli.add_command(curve)
 
 
 @cli.command()

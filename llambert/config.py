@@ -19,6 +19,7 @@ from llambert.gates import GatesConfig, check_measurable
 from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
 from llambert.plan import PlanConfig
+from llambert.power_law import CurveConfig
 from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
@@ -75,6 +76,9 @@ class RunConfig(Section):
         NightlyConfig(), description="When a night of `llambert nightly` counts as wrong."
     )
     plan: PlanConfig = Field(PlanConfig(), description="Prices, and rates that are known already.")
+    curve: CurveConfig = Field(
+        CurveConfig(), description="How `llambert curve` measures what more annotations bring."
+    )
 
     @field_validator("name")
     @classmethod

@@ -105,6 +105,16 @@ def load_classifier(
     )
 
 
+def freeze(model: Any) -> None:
+    """Keep a classifier's encoder from being trained; what turns its output into logits still is.
+
+    BERT's pooler lies within the encoder and is what other families have in the head: it is
+    trained, all the more as many checkpoints come without one.
+    """
+    for name, parameter in model.base_model.named_parameters():
+        parameter.requires_grad = name.startswith("pooler.")
+
+
 def longest_input(config: Any, tokenizer: Any) -> int:
     """The most tokens that the model takes; RoBERTa's first positions are not for tokens."""
     positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length

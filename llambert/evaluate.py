@@ -11,12 +11,13 @@ from pydantic import Field
 
 from llambert.classify import label_rows
 from llambert.errors import CountError
-from llambert.interval import wilson_interval
+from llambert.interval import student_interval, wilson_interval
 from llambert.progress import Counter, Progress
 from llambert.section import Section
 from llambert.storage import Folder, Outcome
 
 _BLOCKS = 16  # of the gold test set, so that several actors share it
+_BLOCK_RECORDS = 128  # at least: each block's tokenizer may be a new process, seconds in starting
 _BINS = 10  # of equal width, for the calibration error
 PREDICTIONS = "predictions"
 _ERRORS = "errors.parquet"
@@ -161,7 +162,8 @@ def _predict(
     """id, gold, label, confidence, probabilities of every gold record, sorted by id."""
     import ray
 
-    rows = ray.data.from_arrow(gold).repartition(_BLOCKS)
+    blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
+    rows = ray.data.from_arrow(gold).repartition(blocks)
     labelled = label_rows(
         rows,
         model,
@@ -216,18 +218,14 @@ def _mistakes(predicted: pa.Table, gold: pa.Table, model: Trained, most: int) ->
 
 def _over_seeds(seeds: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
     """The mean over seeds; its 95 % interval is Student's over seeds, Wilson's for one seed."""
-    from scipy.stats import t
-
     accuracies = [one["accuracy"] for one in seeds.values()]
-    mean = float(np.mean(accuracies))
     if len(accuracies) == 1:
         interval = next(iter(seeds.values()))["accuracy_interval"]
     else:
-        error = float(np.std(accuracies, ddof=1)) / len(accuracies) ** 0.5
-        half = float(t.ppf(0.975, len(accuracies) - 1)) * error
-        interval = [max(mean - half, 0.0), min(mean + half, 1.0)]
+        low, high = student_interval(accuracies)
+        interval = [max(low, 0.0), min(high, 1.0)]
     return {
-        "accuracy": mean,
+        "accuracy": float(np.mean(accuracies)),
         "accuracy_interval": interval,
         "macro_f1": float(np.mean([one["macro_f1"] for one in seeds.values()])),
         "seeds": {str(seed): one for seed, one in seeds.items()},

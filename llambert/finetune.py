@@ -7,7 +7,6 @@ of an epoch, for instance) a worker with nothing to do computes a filler record 
 the gradient is the mean over the batch's own records.
 """
 
-import json
 import math
 import tempfile
 import time
@@ -21,7 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llambert.batching import length_grouped
+from llambert.deepspeed_engine import deepspeed_engine, export
 from llambert.encoder import (
+    freeze,
     load_classifier,
     load_tokenizer,
     local_folder,
@@ -57,6 +58,7 @@ class Job:
     learning_rate: float
     weight_decay: float
     warmup_share: float
+    freeze_encoder: bool
     seed: int
     deepspeed: dict[str, Any]
     checkpoint_every_s: float
@@ -115,6 +117,8 @@ class _Worker:
         self.tokenizer = load_tokenizer(source, job.trust_remote_code)
         torch.manual_seed(job.seed)  # of a new classification head
         model = load_classifier(source, job.labels, job.trust_remote_code)
+        if job.freeze_encoder:
+            freeze(model)
         self.max_length = min(job.max_length, longest_input(model.config, self.tokenizer))
         self.tokenizer.model_max_length = self.max_length
         records = ray.get(job.records)
@@ -124,7 +128,14 @@ class _Worker:
         self.lengths = records["length"].to_numpy()
         self.weights = np.asarray(job.label_weights, dtype=np.float64)
         self.steps = math.ceil(len(job.training) / job.batch_size)  # of an epoch
-        self.engine = _engine(job, model, self.steps)
+        self.engine = deepspeed_engine(
+            model,
+            job.deepspeed,
+            steps=self.steps * job.epochs,
+            warmup_share=job.warmup_share,
+            learning_rate=job.learning_rate,
+            weight_decay=job.weight_decay,
+        )
         self.state = self._resume()
         self.reader = ThreadPoolExecutor(1, "tokenize")
 
@@ -142,7 +153,7 @@ class _Worker:
             state.history.append(figures)
             if _is_best(state.history):
                 state.best_epoch = state.epoch + 1
-                _export(self.engine, self.tokenizer, job.folder, self.rank)
+                export(self.engine, self.tokenizer, job.folder, self.rank)
             # The export comes before the checkpoint: a crash between the two repeats the epoch
             # and exports the same weights again.
             state.epoch, state.step, state.loss = state.epoch + 1, 0, 0.0
@@ -326,39 +337,6 @@ def deal(
     return hands
 
 
-def _engine(job: Job, model: Any, steps_per_epoch: int) -> Any:
-    """The model in a DeepSpeed engine, with AdamW and a linear warm-up and decay.
-
-    The optimizer is torch's: DeepSpeed's own compile C++ when first used. A user's DeepSpeed
-    file that brings an optimizer or a scheduler has its way.
-    """
-    import deepspeed
-    import torch
-
-    # DeepSpeed would compile a shared-memory all-reduce for CPU workers; gloo does without.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": others, "weight_decay": 0.0}]
-    options: dict[str, Any] = {"model_parameters": groups}
-    if "optimizer" not in job.deepspeed:
-        options["optimizer"] = torch.optim.AdamW(
-            groups, lr=job.learning_rate, weight_decay=job.weight_decay
-        )
-    if "scheduler" not in job.deepspeed:
-        total = steps_per_epoch * job.epochs
-        warmup = max(1, round(total * job.warmup_share))
-
-        def share(step: int) -> float:
-            return min((step + 1) / warmup, max(0.0, (total - step) / max(1, total - warmup)), 1.0)
-
-        options["lr_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, share
-        )
-    engine, *_ = deepspeed.initialize(model=model, config=job.deepspeed, **options)
-    return engine
-
-
 def _is_best(history: list[dict[str, float]]) -> bool:
     """Whether the last epoch is the best: accuracy first, then loss; without validation, yes."""
 
@@ -368,29 +346,3 @@ def _is_best(history: list[dict[str, float]]) -> bool:
     if "validation_accuracy" not in history[-1]:
         return True
     return all(quality(history[-1]) > quality(earlier) for earlier in history[:-1])
-
-
-def _export(engine: Any, tokenizer: Any, folder: Folder, rank: int) -> None:
-    """Write the model as a Hugging Face folder in float32; ZeRO-3's shards are gathered."""
-    import deepspeed
-
-    module = engine.module
-    partitioned = engine.zero_optimization_partition_weights()
-    weights = {}
-    for name, parameter in module.named_parameters():
-        with deepspeed.zero.GatheredParameters([parameter], enabled=partitioned):
-            if rank == 0:
-                weights[name] = parameter.detach().float().cpu().clone()
-    if rank != 0:
-        return
-    saved = module.state_dict().keys()
-    weights |= {name: b.cpu() for name, b in module.named_buffers() if name in saved}
-    with tempfile.TemporaryDirectory(prefix="llambert-") as place:
-        module.save_pretrained(place, state_dict=weights)
-        tokenizer.save_pretrained(place)
-        config = Path(place, "config.json")
-        settings = json.loads(config.read_text()) | {"dtype": "float32"}  # not the engine's
-        config.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
-        folder.create()
-        for file in Path(place).iterdir():
-            folder.fs.put_file(str(file), folder.path(file.name))

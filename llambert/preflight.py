@@ -1,6 +1,6 @@
 """What is checked before a run spends anything: first without Ray, then against the cluster."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from llambert import cluster
 from llambert.annotate import check as check_annotator
@@ -47,10 +47,19 @@ def check_resources(pipeline: Pipeline, stages: Iterable[str]) -> None:
     for stage in [s for s in stages if s in needs]:
         if pipeline.done(stage):
             continue
-        for kind, amount in needs[stage].items():
-            if amount > have.get(kind, 0):
-                raise UserError(
-                    f"{stage} needs {amount:g} {kind} and the cluster has {have.get(kind, 0):g}",
-                    f"lower what {stage} asks for (tensor_parallel_size, workers), or use a "
-                    "larger cluster",
-                )
+        fits(stage, needs[stage], have)
+
+
+def fits(what: str, needs: Mapping[str, float], have: Mapping[str, float]) -> None:
+    """Check that a cluster that has `have` can hold `needs`.
+
+    Raises:
+        UserError: it cannot.
+    """
+    for kind, amount in needs.items():
+        if amount > have.get(kind, 0):
+            raise UserError(
+                f"{what} needs {amount:g} {kind} and the cluster has {have.get(kind, 0):g}",
+                f"lower what {what} asks for (tensor_parallel_size, workers), or use a larger "
+                "cluster",
+            )

@@ -81,6 +81,11 @@ class TrainConfig(Section):
         description="Share of each label's records held back to find the best epoch; 0 keeps the "
         "last epoch.",
     )
+    freeze_encoder: bool = Field(
+        False,
+        description="Train the classification head alone (with BERT its pooler too): quicker, and "
+        "less accurate. The head wants a learning rate of 1e-3 or so.",
+    )
     class_weights: bool = Field(
         False, description="Weigh a record by the inverse frequency of its label."
     )
@@ -199,6 +204,7 @@ def train(
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
         warmup_share=config.warmup_share,
+        freeze_encoder=config.freeze_encoder,
         seed=seed,
         deepspeed=settings,
         checkpoint_every_s=config.checkpoint_every_s,

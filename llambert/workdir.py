@@ -5,7 +5,7 @@ from llambert.storage import Folder
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
     *("labels", "cascade", "review", "quarantine", "gates", "report", "tracking"),
-    *("nightly", "plan"),
+    *("nightly", "plan", "curve"),
 }
 
 
@@ -60,6 +60,10 @@ class Workdir(Folder):
     @property
     def plan(self) -> Folder:
         return self / "plan"
+
+    @property
+    def curve(self) -> Folder:
+        return self / "curve"
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model

@@ -159,6 +159,28 @@ def test_a_second_run_does_nothing(done):
     assert _versions(folder) == before
 
 
+def test_a_curve_of_the_annotations_trains_once(done):
+    folder, _ = done
+    settings = ["curve.seeds=[1]", "curve.sizes=[5000]"]
+    words = ["curve", str(folder / "run.yaml"), *(f"--set={each}" for each in settings)]
+    first = llambert(*words)
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "(0 to go)" in first.stdout and "takes 4 sizes" in first.stdout
+    curve = json.loads((folder / "out" / "curve" / "curve.json").read_text())
+    assert curve["against"].endswith("gold test records")
+    (all_of_them,) = curve["variants"]["llambert"]["sizes"]
+    assert 380 < all_of_them["records"] < 400  # the sample less the rejects and the test's twins
+    assert f"largest size is {all_of_them['records']}" in curve["warnings"][0]
+    assert all_of_them["accuracy"] > 0.9 and all_of_them["training_seconds"] > 0
+    costs = curve["variants"]["llambert"]["doubling_costs"]
+    assert costs["answers"] > costs["further_records"] and costs["llm_seconds"] is None
+    assert (folder / "out" / "curve" / "curve.svg").read_bytes().startswith(b"<?xml")
+    assert not list((folder / "out" / "curve").rglob("*.safetensors"))
+    again = llambert(*words, "--gain", "2")
+    assert again.returncode == 0, again.stderr
+    assert "to go)" not in again.stdout and f"{all_of_them['records']}" in again.stdout
+
+
 def test_a_larger_sample_asks_only_for_the_difference_and_a_gate_stops_the_run(done):
     folder, _ = done
     config = str(folder / "run.yaml")

@@ -233,10 +233,17 @@ def test_own_deepspeed_file_class_weights_and_a_second_stage_on_s3(
     assert not Folder(first).folders()
 
     second = f"{s3}/train/{tmp_path.name}/second"
-    changes = {"init_from": first, "epochs": 1, "learning_rate": 1e-6}
+    changes = {"init_from": first, "epochs": 1, "learning_rate": 1e-6, "freeze_encoder": True}
     again = fit(encoder, second, easy_records(96, seed=5), **settings | changes)
     assert again.details["validation_accuracy"] > 0.9  # such a step teaches nothing by itself
     for name in Folder(second).files():
         (tmp_path / "copy").mkdir(exist_ok=True)
         (tmp_path / "copy" / name).write_bytes(Folder(second).read_bytes(name))
     assert min(right(str(tmp_path / "copy")).values()) > 0.9
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "model.safetensors").write_bytes(
+        Folder(first).read_bytes("model.safetensors")
+    )
+    before, after = weights(str(tmp_path / "first")), weights(str(tmp_path / "copy"))
+    for name in (name for name in before if name.startswith("roberta.")):
+        np.testing.assert_array_equal(before[name], after[name], err_msg=name)

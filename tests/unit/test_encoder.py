@@ -7,8 +7,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from llambert.encoder import load_tokenizer, local_folder, tokenize
+from llambert.encoder import freeze, load_classifier, load_tokenizer, local_folder, tokenize
 from llambert.errors import UserError
+from tests.tiny_roberta import make_tiny_roberta
 
 
 def test_cutting_characters_first_changes_no_token(minilm):
@@ -25,6 +26,20 @@ def test_cutting_characters_first_changes_no_token(minilm):
     expected = tokenizer(texts, truncation=True, max_length=128)["input_ids"]
     assert [ids.tolist() for ids in tokenize(tokenizer, texts, 128)] == expected
     assert tokenize(tokenizer, [], 128) == []
+
+
+def test_a_frozen_encoder_leaves_the_head_to_be_trained(minilm, tmp_path):
+    def trained(model: str) -> set[str]:
+        classifier = load_classifier(model, ["no", "yes"])
+        freeze(classifier)
+        return {name for name, p in classifier.named_parameters() if p.requires_grad}
+
+    both = ("weight", "bias")
+    bert = {f"{layer}.{kind}" for layer in ("bert.pooler.dense", "classifier") for kind in both}
+    assert trained(minilm) == bert
+    layers = ("classifier.dense", "classifier.out_proj")
+    roberta = {f"{layer}.{kind}" for layer in layers for kind in both}
+    assert trained(make_tiny_roberta(tmp_path)) == roberta
 
 
 @pytest.fixture

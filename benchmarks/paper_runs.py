@@ -1,0 +1,103 @@
+"""The run files that the paper's experiments come down to, made of one that names data and models.
+
+`extra` is the run file itself. `train` has the gold training records for a corpus, and `both` has
+them and the sample of `extra`; its labels are the answers of the other two, so that the LLM is
+asked about no record twice.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llambert.config import RunConfig, dump
+from llambert.pipeline import Pipeline
+from llambert.storage import Folder, is_remote
+
+_ALL = 10**9  # records, more than any benchmark has
+
+
+def extra_run(config: RunConfig, place: str) -> RunConfig:
+    """`combined`: the LLM's labels of the corpus' sample, then gold."""
+    return _changed(config, place, "extra", train={"variants": ["combined"]})
+
+
+def train_run(config: RunConfig, place: str) -> RunConfig:
+    """`baseline` and `llambert` on the same records: gold train."""
+    gold = Pipeline(config).gold
+    return _changed(
+        config,
+        place,
+        "train",
+        corpus=_corpus(place, "train", gold.train),
+        sample={"size": _ALL},
+        annotate={"gold_records": 0},
+        train={"variants": ["baseline", "llambert"]},
+    )
+
+
+def both_run(config: RunConfig, place: str) -> RunConfig:
+    """`llambert` on gold train's records and the corpus' sample, both with the LLM's labels.
+
+    `extra` and `train` must have annotated.
+    """
+    records, answers = [], []
+    for other in (extra_run(config, place), train_run(config, place)):
+        pipeline = Pipeline(other)
+        (annotate,) = pipeline.steps("annotate")
+        asked = annotate.folder.read_table("annotations.parquet", ["id", "response"])
+        sample = pipeline.workdir.sample.read_table("sample.parquet", ["id", "text"])
+        records.append(sample)
+        answers.append(asked.filter(pc.is_in(asked["id"], sample["id"].combine_chunks())))
+    table = pa.concat_tables(records)
+    if len(set(table["id"].to_pylist())) < table.num_rows:
+        raise SystemExit("corpus and gold.train have ids in common: make them unique")
+    Folder(place).write_table("both-answers.parquet", pa.concat_tables(answers))
+    recorded = {"path": f"{place}/both-answers.parquet", "id": "id", "response": "response"}
+    return _changed(
+        config,
+        place,
+        "both",
+        corpus=_corpus(place, "both", table),
+        sample={"size": _ALL},
+        annotate={"gold_records": 0, "engine": "recorded", "recorded": recorded},
+        train={"variants": ["llambert"]},
+    )
+
+
+def do(config: RunConfig, *command: str) -> None:
+    """`llambert COMMAND` on `config`."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/{config.name}.yaml"
+        Path(path).write_text(dump(config), encoding="utf-8")
+        words = [sys.executable, "-m", "llambert", command[0], path, *command[1:]]
+        done = subprocess.run(words)
+    if done.returncode:
+        raise SystemExit(done.returncode)
+
+
+def located(place: str) -> str:
+    """`place`, absolute where it is a local folder."""
+    return place if is_remote(place) else os.path.abspath(place)
+
+
+def _corpus(place: str, name: str, records: pa.Table) -> dict[str, Any]:
+    """`records` as a corpus; it is written only where it is another than before."""
+    file, wanted = f"{name}-corpus.parquet", records.select(["id", "text"])
+    folder = Folder(place)
+    if not (folder.exists(file) and folder.read_table(file).equals(wanted)):
+        folder.write_table(file, wanted)
+    return {"path": f"{place}/{file}", "format": "parquet", "id": "id", "text": "text"}
+
+
+def _changed(config: RunConfig, place: str, name: str, **sections: dict[str, Any]) -> RunConfig:
+    values = config.model_dump()
+    for section, changes in sections.items():
+        values[section] |= changes
+    values["label"]["variant"] = None
+    return RunConfig.model_validate(values | {"name": name, "workdir": f"{place}/{name}"})

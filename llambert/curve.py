@@ -1,0 +1,268 @@
+"""`llambert curve`: how accuracy grows with the annotations, and what twice as many would bring.
+
+    llambert/size-000200/seed-1/     one training: manifest.json with its accuracy, evaluation/
+    curve.json  curve.svg            all of them, the law fitted to them, the next doubling
+
+Every training is a step of its own, so that a curve that was stopped goes on where it was, and a
+larger sample, another size or another seed adds only what is new.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from llambert import cluster
+from llambert.asked import annotated_sample
+from llambert.config import RunConfig
+from llambert.curve_plot import draw
+from llambert.errors import UserError
+from llambert.gold import first_by_hash, without
+from llambert.interval import student_interval
+from llambert.lease import Lease
+from llambert.pipeline import Pipeline
+from llambert.power_law import LEAST_RECORDS, Point, doublings, look_ahead
+from llambert.preflight import fits
+from llambert.progress import Progress
+from llambert.schema import GOLD
+from llambert.step import Step, check_writable, made, output, run_step
+from llambert.storage import Outcome
+from llambert.train import check as check_trainer
+from llambert.train import required_resources
+from llambert.trial import trial_step
+
+_Trial = tuple[str, int, int]  # variant, records, seed
+_Found = dict[_Trial, dict[str, Any]]  # the details of each training
+
+
+class Curve:
+    """The curve of one run file, whose run has annotated."""
+
+    def __init__(self, config: RunConfig, gain: float) -> None:
+        """
+        Args:
+            gain: accuracy (0..1) below which a doubling of the annotations is not worth it.
+
+        Raises:
+            UserError: nothing is annotated, or a variant has too few records.
+        """
+        self._config, self._gain = config, gain
+        self._pipeline = Pipeline(config)
+        self.folder = self._pipeline.workdir.curve
+        self._warnings: list[str] = []
+        gold, variants = self._pipeline.gold, [*map(str, config.curve.variants)]
+        self._test = gold.test
+        self.against = f"{gold.test.num_rows:,} gold test records"
+        annotated = GOLD.empty_table()
+        if "llambert" in variants or not gold.test.num_rows:
+            annotated = self._annotated()
+        if not gold.test.num_rows:
+            # The first ones: a larger sample holds back the same
+            held = min(config.curve.held_back, annotated.num_rows // 5)
+            self._test, annotated = annotated.slice(0, held), annotated.slice(held)
+            self.against = f"{held:,} of the LLM's own labels, held back as there is no gold"
+        by_variant = {
+            "llambert": without(annotated, self._test),
+            "baseline": without(first_by_hash(gold.train, gold.train.num_rows), self._test),
+        }
+        self._records = {variant: by_variant[variant] for variant in variants}
+        self._sizes = {variant: self._sizes_of(variant) for variant in variants}
+
+    def run(self, told: Callable[[int, str, dict[str, Any]], None]) -> dict[str, Any]:
+        """Train and measure what is missing, and write curve.json and curve.svg.
+
+        Args:
+            told: called after each training with how many are to go, its title and its figures.
+
+        Returns:
+            The content of curve.json.
+
+        Raises:
+            UserError: the workdir or the encoder cannot be used, or the cluster is too small.
+            StageError: a training failed.
+        """
+        check_writable(self._pipeline.workdir)
+        todo = [step for step in self._trials().values() if step.state != "done"]
+        with Lease(self._pipeline.workdir):
+            if todo:
+                check_trainer(self._config.train)
+                with cluster.connection():
+                    have = cluster.resources()
+                    fits("curve", required_resources(self._config.train, have), have)
+                    for number, step in enumerate(todo, 1):
+                        with Progress("curve") as progress:
+                            details = run_step(step, progress).details
+                        told(len(todo) - number, step.title, details)
+            with Progress("curve", quiet=True) as progress:
+                return run_step(self._summary(), progress).details
+
+    def _annotated(self) -> pa.Table:
+        """The annotated sample in the order of its hashes: the first k are a sample of k."""
+        (step,) = self._pipeline.steps("annotate")
+        if step.manifest is None:
+            raise UserError(
+                "the curve needs what annotate makes, which is missing or stale",
+                "`llambert run CONFIG --until annotate` makes it",
+            )
+        sample = self._pipeline.workdir.sample.read_table("sample.parquet")
+        annotations = step.folder.read_table("annotations.parquet", ["id", "label"])
+        records, _ = annotated_sample(sample, annotations, self._pipeline.gold.test)
+        return records.select(GOLD.names)
+
+    def _sizes_of(self, variant: str) -> list[int]:
+        most = self._records[variant].num_rows
+        if most < LEAST_RECORDS:
+            what = "gold training records" if variant == "baseline" else "annotations"
+            raise UserError(
+                f"{most} {what} are too few for a curve of {variant!r}",
+                f"it wants {LEAST_RECORDS} at least: a larger sample.size, or gold.train",
+            )
+        wanted = self._config.curve.sizes or doublings(most)
+        if max(wanted) > most:
+            self._warnings.append(
+                f"{variant}: the largest size is {most:,}, the records that are there, and not "
+                f"{max(wanted):,} (sample.size, curve.sizes)"
+            )
+        return sorted({min(size, most) for size in wanted})
+
+    def _trials(self) -> dict[_Trial, Step]:
+        """All trainings, seed by seed, so that a curve that is stopped early is whole for some."""
+        return {
+            (variant, size, seed): trial_step(
+                f"curve {variant} {size:,} seed {seed}",
+                self._config.train,
+                list(self._config.task.labels),
+                self._records[variant].slice(0, size),
+                self._test,
+                seed,
+                self.folder / variant / f"size-{size:06d}" / f"seed-{seed}",
+            )
+            for seed in self._config.curve.seeds
+            for variant, sizes in self._sizes.items()
+            for size in sizes
+        }
+
+    def _summary(self) -> Step:
+        trials = self._trials()
+
+        def run(progress: Progress) -> Outcome:
+            found = {trial: made(step).details for trial, step in trials.items()}
+            points = {variant: self._points(variant, found) for variant in self._sizes}
+            ahead = {variant: look_ahead(each, self._gain) for variant, each in points.items()}
+            self._warn_of_the_failed(found)
+            details = {
+                "against": self.against,
+                "test_records": self._test.num_rows,
+                "wanted_gain": self._gain,
+                "variants": {
+                    variant: {
+                        "sizes": (rows := self._rows(variant, found)),
+                        "outlook": asdict(ahead[variant]),
+                        "doubling_costs": self._cost(variant, rows[-1]),
+                    }
+                    for variant in self._sizes
+                },
+                "warnings": self._warnings,
+            }
+            drawn = {variant: (points[variant], ahead[variant]) for variant in points}
+            self.folder.write_bytes("curve.svg", draw(drawn, self.against))
+            self.folder.write_json("curve.json", details)
+            return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
+
+        inputs = {step.title: output(step) for step in trials.values()}
+        return Step("curve", "curve", self.folder, run, inputs, self._gain)
+
+    def _warn_of_the_failed(self, found: _Found) -> None:
+        """A training may end at one label for every record, and drags its size's mean down."""
+        frequent = Counter(self._test["label"].to_pylist()).most_common(1)[0][1]
+        share = frequent / self._test.num_rows
+        failed = [
+            f"{variant} {size:,} seed {seed}"
+            for (variant, size, seed), details in found.items()
+            if details["accuracy"] <= share
+        ]
+        if failed:
+            self._warnings.append(
+                f"{len(failed)} of {len(found)} trainings did no better than one label for all: "
+                f"{', '.join(failed[:5])}; another train.learning_rate or more train.epochs may "
+                "help"
+            )
+
+    def _points(self, variant: str, found: _Found) -> list[Point]:
+        seeds = self._config.curve.seeds
+        return [
+            Point(size, tuple(found[variant, size, seed]["accuracy"] for seed in seeds))
+            for size in self._sizes[variant]
+        ]
+
+    def _rows(self, variant: str, found: _Found) -> list[dict[str, Any]]:
+        """What was measured, size by size; times are means over the seeds."""
+        rows = []
+        for size in self._sizes[variant]:
+            by_seed = {seed: found[variant, size, seed] for seed in self._config.curve.seeds}
+            each = list(by_seed.values())
+            rows.append(
+                {
+                    "records": size,
+                    "accuracy": _mean(each, "accuracy"),
+                    "accuracy_interval": _interval(each),
+                    "seeds": {str(seed): one["accuracy"] for seed, one in by_seed.items()},
+                    "training_seconds": _mean(each, "training_seconds"),
+                    "device_seconds": _mean(each, "device_seconds"),
+                    "device": each[0]["device"],
+                }
+            )
+        return rows
+
+    def _cost(self, variant: str, last: dict[str, Any]) -> dict[str, Any]:
+        """What twice the largest size takes: further labels, the LLM for them, one training."""
+        size = last["records"]
+        cost = {
+            "further_records": size,
+            "training_seconds": 2 * last["training_seconds"],
+            "training_device_seconds": 2 * last["device_seconds"],
+            "training_device": last["device"],
+        }
+        return cost if variant == "baseline" else cost | self._asking(size)
+
+    def _asking(self, size: int) -> dict[str, Any]:
+        """The LLM's part of the cost of `size` further annotations.
+
+        `llm_seconds` and `llm_device_seconds` leave out the engine's start; they are None where
+        no LLM of ours was at work, or its rate is not known.
+        """
+        (annotate,), (sample,) = (self._pipeline.steps(s) for s in ("annotate", "sample"))
+        done, corpus = made(annotate), made(sample).counts["in"]
+        answers = round(size * done.counts["in"] / done.counts["out"])
+        if 2 * answers > corpus:
+            self._warnings.append(f"the corpus has {corpus:,} records, too few for the doubling")
+        details = done.details
+        recorded = self._config.annotate.engine == "recorded"
+        seconds = answers / details["records_per_s"] if details.get("records_per_s") else None
+        devices = details.get("devices_per_replica", 0) * details.get("replicas", [0, 0])[1]
+        each = {
+            name: round(details[name] * answers / done.counts["in"])
+            for name in ("prompt_tokens", "output_tokens")
+        }
+        return {
+            "answers": answers,
+            "llm_seconds": None if recorded else seconds,
+            "llm_device_seconds": seconds * devices if seconds and devices else None,
+            "llm_device": details.get("device"),
+            **each,
+        }
+
+
+def _interval(found: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """95 %, of the mean over seeds; for one seed that of the test set."""
+    if len(found) == 1:
+        low, high = found[0]["accuracy_interval"]
+    else:
+        low, high = student_interval([one["accuracy"] for one in found])
+    return max(low, 0.0), min(high, 1.0)
+
+
+def _mean(found: Sequence[dict[str, Any]], name: str) -> float:
+    return sum(one[name] for one in found) / len(found)

@@ -1,0 +1,72 @@
+"""What the benchmarks work out by themselves: parts, flipped labels, claims."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from imdb_splits import split
+from noise import flipped
+from paper_table import claim, column
+
+from tests.tiny_roberta import easy_records
+
+
+def source(folder: Path) -> str:
+    records = easy_records(100)
+    columns = {"id": records["id"], "text": records["text"], "gold": records["label"]}
+    pq.write_table(pa.table(columns | {"llama2_70b": records["label"]}), folder / "all.parquet")
+    return str(folder / "all.parquet")
+
+
+def ids(table: pa.Table) -> list[str]:
+    return table["id"].to_pylist()
+
+
+def test_parts_are_apart_and_larger_ones_contain_smaller_ones(tmp_path):
+    small = split(source(tmp_path), str(tmp_path), train=10, extra=20, test=30)
+    large = split(source(tmp_path), str(tmp_path), train=20, extra=50, test=30)
+    assert ids(small["test"]) == ids(large["test"])
+    assert set(ids(small["train"])) < set(ids(large["train"]))
+    assert set(ids(small["extra"])) < set(ids(large["extra"]))
+    parts = [ids(large[name]) for name in ("test", "train", "extra")]
+    assert sorted(id for part in parts for id in part) == sorted(ids(large["answers"]))
+    assert pq.read_schema(tmp_path / "extra.parquet").names == ["id", "text"]  # no gold
+    with pytest.raises(SystemExit, match="more than the 100"):
+        split(source(tmp_path), str(tmp_path), train=60, extra=50, test=30)
+
+
+def test_a_share_of_the_labels_is_flipped_and_a_larger_one_contains_it():
+    records, labels = easy_records(200), ["negative", "positive", "mixed"]
+
+    def changed(percent: float, seed: int) -> set[str]:
+        noisy = flipped(records, labels, percent, seed)
+        assert noisy["text"].equals(records["text"])
+        before, after = records["label"].to_pylist(), noisy["label"].to_pylist()
+        assert set(after) <= set(labels)
+        return {i for i, a, b in zip(ids(records), before, after, strict=True) if a != b}
+
+    assert changed(0, 1) == set()
+    assert len(changed(10, 1)) == 20
+    assert changed(10, 1) < changed(48.5, 1) and len(changed(48.5, 1)) == 97
+    assert changed(10, 1) != changed(10, 2)
+
+
+def test_claims_are_as_sure_as_their_interval():
+    rng = np.random.default_rng(0)
+    right = {name: rng.random((3, 5000)) < p for name, p in {"a": 0.9, "b": 0.9, "c": 0.8}.items()}
+    assert claim(right, "a", "c", 0.0, None)["verdict"] == "confirmed"
+    assert claim(right, "c", "b", -1.0, None)["verdict"] == "refuted"
+    assert claim(right, "a", "b", 0.0, None)["verdict"] == "undecided"
+    assert claim(right, "a", "b", None, 3.0)["verdict"] == "confirmed"
+    one_seed = {name: each[:1] for name, each in right.items()}
+    found = claim(one_seed, "a", "c", 0.0, None)
+    # two independent shares: 1.96 * sqrt(0.9 * 0.1 / 5000 + 0.8 * 0.2 / 5000)
+    assert found["half_interval"] == pytest.approx(1.386, abs=0.06)
+    assert column(one_seed["a"])["over_seeds"] is None
+    assert column(right["a"])["over_seeds"][0] < 90 < column(right["a"])["over_seeds"][1]

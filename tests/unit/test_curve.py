@@ -1,0 +1,162 @@
+"""What a curve trains on and measures with, and what a doubling costs; nothing is trained."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from llambert.config import RunConfig
+from llambert.curve import Curve
+from llambert.errors import UserError
+from llambert.pipeline import Pipeline
+from llambert.power_law import CurveConfig
+from llambert.progress import Progress
+from llambert.schema import ANNOTATION
+from llambert.step import run_step
+from llambert.storage import Outcome
+from tests.tiny_roberta import easy_records
+
+ASKED = 300
+REJECTED = 30
+FIGURES = {
+    "prompt_tokens": 100 * ASKED,
+    "output_tokens": 2 * ASKED,
+    "records_per_s": 10.0,
+    "device": "gpu",
+    "devices_per_replica": 4,
+    "replicas": [1, 2],
+}
+
+
+def run_file(folder: Path, gold: dict[str, Any] | None, **curve: Any) -> RunConfig:
+    records = easy_records(1000)
+    (folder / "corpus").mkdir(exist_ok=True)
+    pq.write_table(records.select(["id", "text"]), folder / "corpus" / "part.parquet")
+    golden = easy_records(200, seed=1)
+    pq.write_table(golden.slice(0, 100), folder / "train.parquet")
+    pq.write_table(golden.slice(100), folder / "test.parquet")
+    values = {
+        "name": "films",
+        "workdir": str(folder / "out"),
+        "task": {"labels": {"negative": [], "positive": []}, "prompt": "Good? {text}"},
+        "corpus": {"path": str(folder / "corpus"), "id": "id"},
+        "gold": gold and {name: str(folder / file) for name, file in gold.items()},
+        "sample": {"size": ASKED},
+        "annotate": {"engine": "vllm", "model": "an/llm"},
+        "train": {"model": "an/encoder"},
+        "curve": curve,
+    }
+    return RunConfig.model_validate(values)
+
+
+def annotated(config: RunConfig) -> list[str]:
+    """Leave what corpus, sample and annotate would, by hand; the ids with a label, in order."""
+    records = easy_records(1000).take(list(range(999, -1, -1))).slice(0, ASKED)
+    labels = [
+        None if i % 10 == 0 else label for i, label in enumerate(records["label"].to_pylist())
+    ]
+    rows = [{"id": i, "label": x} for i, x in zip(records["id"].to_pylist(), labels, strict=True)]
+    tables = {
+        "sample": records.select(["id", "text"]),
+        "annotations": pa.Table.from_pylist(rows, schema=ANNOTATION),
+    }
+    counts = {
+        "corpus": {"in": 1000, "out": 1000, "dropped": {}},
+        "sample": {"in": 1000, "out": ASKED, "dropped": {"not_drawn": 1000 - ASKED}},
+        "annotate": {"in": ASKED, "out": ASKED - REJECTED, "dropped": {"off_list": REJECTED}},
+    }
+    for stage, counted in counts.items():
+        (step,) = Pipeline(config).steps(stage)
+        name = {"sample": "sample", "annotate": "annotations"}.get(stage)
+        if name:
+            step.folder.write_table(f"{name}.parquet", tables[name])
+        outcome = Outcome(counted, FIGURES if stage == "annotate" else {})
+        with Progress(stage, quiet=True) as progress:
+            run_step(replace(step, run=lambda _, outcome=outcome: outcome), progress)
+    return [row["id"] for row in rows if row["label"]]
+
+
+def test_sizes_are_the_first_of_the_sample(tmp_path):
+    config = run_file(tmp_path, {"test": "test.parquet"}, sizes=[50, 100, 5000])
+    ids = annotated(config)
+    curve = Curve(config, 0.005)
+    records = curve._records["llambert"]
+    assert [i for i in ids if i in set(records["id"].to_pylist())] == records["id"].to_pylist()
+    assert curve._sizes == {"llambert": [50, 100, records.num_rows]}
+    assert curve.against == "100 gold test records"
+    assert f"largest size is {records.num_rows}" in curve._warnings[0]
+    texts = set(curve._test["text"].to_pylist())
+    assert not texts & set(records["text"].to_pylist())
+    titles = [step.title for step in curve._trials().values()]
+    assert titles[0] == "curve llambert 50 seed 1" and len(titles) == len(set(titles)) == 9
+
+
+def test_without_gold_the_first_annotations_are_held_back(tmp_path):
+    config = run_file(tmp_path, None, held_back=40)
+    ids = annotated(config)
+    curve = Curve(config, 0.005)
+    assert curve._test["id"].to_pylist() == ids[:40]
+    assert not set(curve._test["text"].to_pylist()) & set(
+        curve._records["llambert"]["text"].to_pylist()
+    )
+    assert "LLM's own labels" in curve.against
+    most = config.model_copy(update={"curve": CurveConfig(held_back=1000)})
+    fifth = Curve(most, 0.005)
+    assert fifth._test.num_rows == len(ids) // 5
+
+
+def test_what_a_doubling_costs(tmp_path):
+    config = run_file(tmp_path, {"train": "train.parquet", "test": "test.parquet"})
+    annotated(config)
+    curve = Curve(config, 0.005)
+    last = {"records": 270, "training_seconds": 8.0, "device_seconds": 16.0, "device": "gpu"}
+    cost = curve._cost("llambert", last)
+    assert cost["answers"] == 300  # nine in ten have a label
+    assert cost["prompt_tokens"] == 30_000 and cost["output_tokens"] == 600
+    assert cost["llm_seconds"] == 30 and cost["llm_device_seconds"] == 240  # of 2 x 4 GPUs
+    assert cost["training_seconds"] == 16 and cost["training_device_seconds"] == 32
+    assert not curve._warnings
+    assert curve._cost("llambert", last | {"records": 540})["answers"] == 600
+    assert "1,000 records, too few" in curve._warnings[0]
+    assert "answers" not in curve._cost("baseline", last)
+
+
+def test_what_a_curve_wants(tmp_path):
+    gold = {"train": "train.parquet", "test": "test.parquet"}
+    with pytest.raises(UserError, match="needs what annotate makes"):
+        Curve(run_file(tmp_path, gold), 0.005)
+    alone = Curve(run_file(tmp_path, gold, variants=["baseline"]), 0.005)  # asks no LLM
+    assert list(alone._sizes) == ["baseline"]
+    config = run_file(tmp_path, {"test": "test.parquet"}, variants=["baseline"])
+    with pytest.raises(UserError, match="0 gold training records are too few"):
+        Curve(config, 0.005)
+
+
+def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
+    gold = {"train": "train.parquet", "test": "test.parquet"}
+    config = run_file(tmp_path, gold, sizes=[20, 40, 80, 160], seeds=[1, 2])
+    annotated(config)
+    for (_, size, seed), step in Curve(config, 0.005)._trials().items():
+        right = 0.4 if (size, seed) == (20, 2) else 1 - 2 / size**0.5 + 0.001 * seed
+        details = {"accuracy": right, "training_seconds": size / 10, "device": "cpu"}
+        details |= {"accuracy_interval": [0.0, 1.0], "device_seconds": size / 10}
+        counts = {"in": size, "out": size, "dropped": {}}
+        with Progress("curve", quiet=True) as progress:
+            outcome = Outcome(counts, details)
+            run_step(replace(step, run=lambda _, outcome=outcome: outcome), progress)
+    found = Curve(config, 0.005).run(lambda *_: pytest.fail("nothing is to be trained"))
+    (warning,) = found["warnings"]
+    assert "1 of 8 trainings did no better" in warning and "llambert 20 seed 2" in warning
+    first, *_, last = found["variants"]["llambert"]["sizes"]
+    assert first["accuracy_interval"][0] == 0.0  # two seeds that far apart say nothing
+    assert (last["records"], last["training_seconds"]) == (160, 16)
+    assert last["accuracy"] == pytest.approx(1 - 2 / 160**0.5 + 0.0015)
+    assert set(last["seeds"]) == {"1", "2"}
+    curve = tmp_path / "out" / "curve"
+    assert json.loads((curve / "curve.json").read_text())["variants"].keys() == {"llambert"}
+    assert json.loads((curve / "manifest.json").read_text())["counts"]["in"] == 8
+    assert (curve / "curve.svg").read_bytes().startswith(b"<?xml")
