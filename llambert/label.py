@@ -124,6 +124,7 @@ def label(
             "records": written,
             "labelled_now": written - before,
             "seconds": round(time.monotonic() - started, 3),
+            "device": "gpu" if cluster.resources().get("GPU") else "cpu",
             **_speed(written - before, progress),
         },
     )
