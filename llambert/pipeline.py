@@ -21,7 +21,7 @@ from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
-from llambert.report import report
+from llambert.report import CURVE, report
 from llambert.review import review
 from llambert.sample import draw_sample
 from llambert.step import Step, commit, made, output, versions
@@ -363,13 +363,17 @@ class Pipeline:
 
     def _report(self) -> Step:
         steps = [step for stage in self.stages[:-1] for step in self._plans[stage]()]
+        folder, curve = self.workdir.report, self.workdir / "curve"
 
         def run(progress: Progress) -> Outcome:
             done = {step.title: (step.folder, made(step)) for step in steps}
-            return report(self.config.name, done, self.workdir.report)
+            config = self.config.model_dump(mode="json", exclude_none=True)
+            settings = {"config": config, "commit": commit()}
+            return report(self.config.name, done, settings, curve, folder)
 
         inputs = {step.title: output(step) for step in steps}
-        return Step("report", "report", self.workdir.report, run, inputs)
+        measured = curve.read_json(CURVE) if curve.exists(CURVE) else None
+        return Step("report", "report", folder, run, inputs, measured)
 
 
 def _validation_accuracy(trained: tuple[Step, Manifest]) -> float:
