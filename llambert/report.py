@@ -58,7 +58,7 @@ def report(
         **{title: _stage(*pair) for title, pair in made.items() if title != "evaluate"},
         "evaluation": evaluation,
         "labelled_by": labelled_by,
-        "curve": curve.read_json(CURVE).get("points") if curve.exists(CURVE) else None,
+        "curve": curve.read_json(CURVE) if curve.exists(CURVE) else None,
         "mistakes": _mistakes(made["evaluate"][0], labelled_by),
         "rejects": _rejects(made["annotate"][0], made["sample"][0]),
         "cost": cost(manifests),

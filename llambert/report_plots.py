@@ -134,22 +134,25 @@ def _risk_coverage(runs: Mapping[str, Mapping[str, Any]]) -> str | None:
     return _svg(draw, 3.2, "Risk and coverage: how often the surest labels are wrong")
 
 
-def _curve(curve: Sequence[Mapping[str, Any]] | None) -> str | None:
-    """Accuracy by training records; `size`, `accuracy`, `low`, `high` of each point."""
-    if not curve:
+def _curve(curve: Mapping[str, Any] | None) -> str | None:
+    """Accuracy by training records, with the interval of each size, of what `curve` measured."""
+    known = {who: one["sizes"] for who, one in (curve or {}).get("variants", {}).items()}
+    if not known:
         return None
 
     def draw(axes: Any) -> None:
-        sizes = [point["size"] for point in curve]
-        accuracy = [100 * point["accuracy"] for point in curve]
-        bounds = [[100 * point[end] for point in curve] for end in ("low", "high")]
-        axes.fill_between(sizes, *bounds, color=_WHO["llambert"], alpha=0.2, linewidth=0)
-        _line(axes, "llambert", sizes, accuracy)
-        axes.set_xscale("log", base=2)
-        axes.set_xticks(sizes, [f"{size:,}" for size in sizes])
+        for who, rows in known.items():
+            sizes = [row["records"] for row in rows]
+            bounds = [[100 * row["accuracy_interval"][end] for row in rows] for end in (0, 1)]
+            axes.fill_between(sizes, *bounds, color=_WHO[who], alpha=0.2, linewidth=0)
+            _line(axes, who, sizes, [100 * row["accuracy"] for row in rows])
+        ticks = sorted({row["records"] for rows in known.values() for row in rows})
+        axes.set_xscale("log")
+        axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
         axes.minorticks_off()
         axes.set_xlabel("training records")
         axes.set_ylabel("right, %")
+        _legend(axes)
 
     return _svg(draw, 3.2, "Learning curve: accuracy by training records")
 

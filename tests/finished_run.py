@@ -96,6 +96,21 @@ def settings(mark: str = "", labels: tuple[str, str] = ("negative", "positive"))
     return {"config": config, "commit": "0123456789ab"}
 
 
+def write_curve(folder: Path, mark: str = "") -> dict[str, Any]:
+    """Leave a learning curve of two sizes beside the run, and return it."""
+    sizes = [
+        {"records": 100, "accuracy": 0.8, "accuracy_interval": [0.7, 0.85]},
+        {"records": 200, "accuracy": 0.85, "accuracy_interval": [0.82, 0.88]},
+    ]
+    outlook = {"advice": f"200 records are enough {mark}"}
+    told = {
+        "against": f"600 records {mark}",
+        "variants": {"llambert": {"sizes": sizes, "outlook": outlook}},
+    }
+    Folder(str(folder / "curve")).write_json("curve.json", told)
+    return told
+
+
 def _said(
     rng: np.random.Generator, gold: pa.Table, labels: tuple[str, str], share: float
 ) -> pa.Table:

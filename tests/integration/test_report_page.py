@@ -8,7 +8,7 @@ import pytest
 
 from llambert.report import report
 from llambert.storage import Folder
-from tests.finished_run import finished_run, settings
+from tests.finished_run import finished_run, settings, write_curve
 
 _RUNS = "window.ran = true"
 HOSTILE = (
@@ -25,8 +25,7 @@ def page(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("report")
     mark = f"{HOSTILE} {LONG}"
     made = finished_run(folder, mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
-    points = [{"size": n, "accuracy": 0.9, "low": 0.8, "high": 0.95} for n in (100, 200)]
-    Folder(str(folder / "curve")).write_json("curve.json", {"points": points})
+    write_curve(folder, mark)
     told = settings(mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
     report(mark, made, told, Folder(str(folder / "curve")), Folder(str(folder / "report")))
     return (folder / "report" / "index.html").as_uri()

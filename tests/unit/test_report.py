@@ -4,11 +4,10 @@ import json
 from html.parser import HTMLParser
 
 import pyarrow as pa
-import pytest
 
 from llambert.report import report
 from llambert.storage import Folder
-from tests.finished_run import RECORDS, finished_run, manifest, settings
+from tests.finished_run import RECORDS, finished_run, manifest, settings, write_curve
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -204,16 +203,13 @@ def test_only_what_was_measured_is_shown(tmp_path):
     assert "annotate did not run on this cluster's devices" in page.words
 
 
-@pytest.mark.parametrize("wrong", [{}, {"points": []}])
-def test_a_learning_curve_is_shown_where_there_is_one(tmp_path, wrong):
-    points = [{"size": 100, "accuracy": 0.8, "low": 0.7, "high": 0.85}]
-    points.append({"size": 200, "accuracy": 0.85, "low": 0.82, "high": 0.88})
-    Folder(str(tmp_path / "curve")).write_json("curve.json", {"points": points})
-    value, page = write(tmp_path)
-    assert value["curve"] == points and page.tags.count("svg") == 4
-    Folder(str(tmp_path / "curve")).write_json("curve.json", wrong)
+def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
     _, page = write(tmp_path)
     assert page.tags.count("svg") == 3
+    told = write_curve(tmp_path)
+    value, page = write(tmp_path)
+    assert value["curve"] == told and page.tags.count("svg") == 4
+    assert "llambert: 200 records are enough" in page.words
 
 
 def test_equal_runs_have_equal_pages(tmp_path):
