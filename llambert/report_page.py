@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from llambert.progress import duration
-from llambert.report_plots import figures, title
+from llambert.report_plots import WHO, figures, title
 
 # A figure of a step's work: its heading, and the names that stages give it in their details.
 WORK = {
@@ -32,12 +32,7 @@ def page(value: Mapping[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader
     from markupsafe import Markup
 
-    environment = Environment(
-        loader=PackageLoader("llambert", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = Environment(loader=PackageLoader("llambert", "."), autoescape=True)
     environment.filters |= {
         "count": lambda number: f"{number:,}",
         "percent": _percent,
@@ -49,7 +44,7 @@ def page(value: Mapping[str, Any]) -> str:
         "title": title,
     }
     evaluation = value["evaluation"]
-    measured = {who: evaluation[who] for who in evaluation if _is_measured(evaluation[who])}
+    measured = {who: evaluation[who] for who in WHO if "accuracy" in evaluation.get(who, {})}
     used = {name for work in value["work"].values() for name in work}
     drawn = {name: Markup(svg) for name, svg in figures(value).items()}
     return environment.get_template("report.html").render(
@@ -63,10 +58,6 @@ def page(value: Mapping[str, Any]) -> str:
         ),
         significant=_SIGNIFICANT,
     )
-
-
-def _is_measured(figures: Any) -> bool:
-    return isinstance(figures, dict) and "accuracy" in figures
 
 
 def _single(

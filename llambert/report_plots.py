@@ -12,9 +12,10 @@ from typing import Any
 
 # What a figure is drawn in -> the page's variable.
 _INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
-_WHO = {"llm": "#040401", "baseline": "#040402", "llambert": "#040403", "combined": "#040404"}
+# Who may have been measured, in the order of the page -> the colour of it.
+WHO = {"llm": "#040401", "baseline": "#040402", "llambert": "#040403", "combined": "#040404"}
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "line"} | {
-    colour: f"series-{who}" for who, colour in _WHO.items()
+    colour: f"series-{who}" for who, colour in WHO.items()
 }
 _MARKERS = {"llm": "D", "baseline": "s", "llambert": "o", "combined": "^"}  # told apart in print
 _STYLE: dict[Any, Any] = {
@@ -61,7 +62,7 @@ def figures(value: Mapping[str, Any]) -> dict[str, str]:
 def _runs(evaluation: Mapping[str, Any], seed: str) -> dict[str, Mapping[str, Any]]:
     """Who was measured -> the figures of one model: that of `seed`, else of the first one."""
     found = {}
-    for who in _WHO:
+    for who in WHO:
         measured = evaluation.get(who, {})
         seeds = measured.get("seeds")
         one = (seeds.get(seed) or next(iter(seeds.values()))) if seeds else measured
@@ -72,7 +73,7 @@ def _runs(evaluation: Mapping[str, Any], seed: str) -> dict[str, Mapping[str, An
 
 def _accuracy(evaluation: Mapping[str, Any]) -> str | None:
     """A point with its interval for each who was measured, and a tick for each seed."""
-    who = [name for name in _WHO if "accuracy" in evaluation.get(name, {})]
+    who = [name for name in WHO if "accuracy" in evaluation.get(name, {})]
     if not who:
         return None
 
@@ -80,11 +81,11 @@ def _accuracy(evaluation: Mapping[str, Any]) -> str | None:
         for row, name in enumerate(who):
             figures = evaluation[name]
             middle, (low, high) = 100 * figures["accuracy"], figures["accuracy_interval"]
-            axes.plot([100 * low, 100 * high], [row, row], color=_WHO[name])
+            axes.plot([100 * low, 100 * high], [row, row], color=WHO[name])
             seeds = [100 * one["accuracy"] for one in figures.get("seeds", {}).values()]
             if len(seeds) > 1:
-                axes.plot(seeds, [row] * len(seeds), "|", color=_WHO[name], markersize=9)
-            axes.plot([middle], [row], _MARKERS[name], color=_WHO[name], markersize=7)
+                axes.plot(seeds, [row] * len(seeds), "|", color=WHO[name], markersize=9)
+            axes.plot([middle], [row], _MARKERS[name], color=WHO[name], markersize=7)
         axes.set_yticks(range(len(who)), [title(name) for name in who])
         axes.set_ylim(len(who) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
@@ -144,7 +145,7 @@ def _curve(curve: Mapping[str, Any] | None) -> str | None:
         for who, rows in known.items():
             sizes = [row["records"] for row in rows]
             bounds = [[100 * row["accuracy_interval"][end] for row in rows] for end in (0, 1)]
-            axes.fill_between(sizes, *bounds, color=_WHO[who], alpha=0.2, linewidth=0)
+            axes.fill_between(sizes, *bounds, color=WHO[who], alpha=0.2, linewidth=0)
             _line(axes, who, sizes, [100 * row["accuracy"] for row in rows])
         ticks = sorted({row["records"] for rows in known.values() for row in rows})
         axes.set_xscale("log")
@@ -163,7 +164,7 @@ def title(who: str) -> str:
 
 
 def _line(axes: Any, who: str, x: Sequence[float], y: Sequence[float], **options: Any) -> None:
-    axes.plot(x, y, color=_WHO[who], marker=_MARKERS[who], label=title(who), **options)
+    axes.plot(x, y, color=WHO[who], marker=_MARKERS[who], label=title(who), **options)
 
 
 def _legend(axes: Any) -> None:
