@@ -103,7 +103,7 @@ def _per_record(manifest: Manifest, kind: str | None) -> float | None:
     """What one record took, start-up aside."""
     figures = _figures(manifest)
     rate = figures.get("records_per_s")
-    if not (kind and rate):
+    if not (kind and rate and figures.get("device")):
         return None
     if kind == "cpu":
         return 1.0 / float(rate)

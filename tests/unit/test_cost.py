@@ -113,3 +113,19 @@ def test_what_is_not_known_is_not_guessed(changes, why):
     assert told["amount"] is told["share"] is told["llm_only"]["amount"] is None
     assert told["steps"]["annotate"]["amount"] is None
     assert "break_even_records" not in told
+
+
+def test_an_endpoint_elsewhere_has_no_devices_here():
+    asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "prompt_tokens": 2000}
+    trained = {"training_seconds": 180, "device_seconds": 360, "device": "gpu"}
+    told = cost(
+        run(
+            annotate=manifest("annotate", 100, 50, **asked),
+            label=manifest("label", 1000, 1, labelled_now=1000, device="gpu", device_seconds=0.9),
+            **{"train llambert seed 1": manifest("train", 100, 200, **trained)},
+        )
+    )
+    assert told["unknown"] == "annotate did not run on this cluster's devices"
+    assert [step["amount"] for step in told["steps"].values()] == [None, 360, 0.9]
+    llm_only = {"records": 1000, "amount": None, "prompt_tokens": 20_000}
+    assert told["amount"] is None and told["llm_only"] == llm_only
