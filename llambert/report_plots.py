@@ -43,6 +43,7 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
 }
 _WIDTH = 4.7  # inches of 72 units: about a phone's width, so that text is legible there
+_TICKS_APART = 1.4  # times the number before, so that their words do not touch
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -147,7 +148,10 @@ def _curve(curve: Mapping[str, Any] | None) -> str | None:
             bounds = [[100 * row["accuracy_interval"][end] for row in rows] for end in (0, 1)]
             axes.fill_between(sizes, *bounds, color=WHO[who], alpha=0.2, linewidth=0)
             _line(axes, who, sizes, [100 * row["accuracy"] for row in rows])
-        ticks = sorted({row["records"] for rows in known.values() for row in rows})
+        ticks: list[int] = []
+        for size in sorted({row["records"] for rows in known.values() for row in rows})[::-1]:
+            if not ticks or size * _TICKS_APART <= ticks[-1]:
+                ticks.append(size)
         axes.set_xscale("log")
         axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
         axes.minorticks_off()
