@@ -32,6 +32,7 @@ from llambert.storage import Outcome
 from llambert.train import check as check_trainer
 from llambert.train import required_resources
 from llambert.trial import trial_step
+from llambert.workdir import CURVE
 
 _Trial = tuple[str, int, int]  # variant, records, seed
 _Found = dict[_Trial, dict[str, Any]]  # the details of each training
@@ -168,7 +169,7 @@ class Curve:
             }
             drawn = {variant: (points[variant], ahead[variant]) for variant in points}
             self.folder.write_bytes("curve.svg", draw(drawn, self.against))
-            self.folder.write_json("curve.json", details)
+            self.folder.write_json(CURVE, details)
             return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
 
         inputs = {step.title: output(step) for step in trials.values()}

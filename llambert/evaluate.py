@@ -2,25 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 from pydantic import Field
 
 from llambert.classify import label_rows
 from llambert.errors import CountError
-from llambert.interval import student_interval, wilson_interval
+from llambert.measures import mcnemar, measure, over_seeds
 from llambert.progress import Counter, Progress
 from llambert.section import Section
 from llambert.storage import Folder, Outcome
 
 _BLOCKS = 16  # of the gold test set, so that several actors share it
-_BLOCK_RECORDS = 128  # at least: each block's tokenizer may be a new process, seconds in starting
-_BINS = 10  # of equal width, for the calibration error
+_BLOCK_RECORDS = 128  # at least: a block of a few gives an actor no work to share
 PREDICTIONS = "predictions"
-_ERRORS = "errors.parquet"
+ERRORS = "errors.parquet"
 _ERROR = pa.schema(
     [
         pa.field("variant", pa.string()),
@@ -75,14 +73,15 @@ def evaluate(
         CountError: a model's predictions are not of the gold records.
     """
     (folder / PREDICTIONS).remove()
-    if folder.exists(_ERRORS):
-        folder.fs.rm_file(folder.path(_ERRORS))
+    if folder.exists(ERRORS):
+        folder.fs.rm_file(folder.path(ERRORS))
     metrics: dict[str, Any] = {"gold_records": gold.num_rows}
     if annotated.num_rows:
         metrics["llm"] = _llm_metrics(annotated, labels)
     progress.begin(gold.num_rows * len(models), "labelling the gold test records")
     errors = [_ERROR.empty_table()]
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
+    right: dict[int, dict[str, dict[str, bool]]] = {}  # of each seed and variant, by id
     if gold.num_rows and models:
         counter = progress.ray_counter()
         for model in models:
@@ -92,59 +91,16 @@ def evaluate(
             one = measure(predicted, labels)
             one["against_llm"] = _agreement(predicted, annotated)
             by_variant.setdefault(model.variant, {})[model.seed] = one
+            right.setdefault(model.seed, {})[model.variant] = _right(predicted)
             errors.append(_mistakes(predicted, gold, model, config.errors))
     for variant, seeds in by_variant.items():
-        metrics[variant] = _over_seeds(seeds)
-    folder.write_table(_ERRORS, pa.concat_tables(errors))
+        metrics[variant] = over_seeds(seeds)
+    comparisons = _compare(right, _right(annotated.filter(annotated["label"].is_valid())))
+    if comparisons:
+        metrics["comparisons"] = comparisons
+    folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
     return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics)
-
-
-def measure(predicted: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
-    """Accuracy with its 95 % Wilson interval, macro F1, per-label figures, confusion, calibration.
-
-    Args:
-        predicted: gold, label and, where known, confidence (0..1) of each record.
-
-    Returns:
-        Shares in 0..1; `confusion` has a row for each gold label and a column for each
-        predicted one; `calibration_error` is the expected calibration error over ten bins of
-        equal width (Guo et al., ICML 2017), null without confidences.
-    """
-    from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
-
-    truth = np.array(predicted["gold"].to_pylist())
-    said = np.array(predicted["label"].to_pylist())
-    correct = truth == said
-    precision, recall, f1, support = precision_recall_fscore_support(
-        truth, said, labels=list(labels), zero_division=0.0
-    )
-    low, high = wilson_interval(int(correct.sum()), len(correct))
-    return {
-        "records": len(correct),
-        "accuracy": float(correct.mean()),
-        "accuracy_interval": [low, high],
-        "macro_f1": float(np.mean(f1)),
-        "labels": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "records": int(n)}
-            for name, p, r, f, n in zip(labels, precision, recall, f1, support, strict=True)
-        },
-        "confusion": confusion_matrix(truth, said, labels=list(labels)).tolist(),
-        "calibration_error": _calibration_error(predicted, correct),
-    }
-
-
-def _calibration_error(predicted: pa.Table, correct: NDArray[np.bool_]) -> float | None:
-    if "confidence" not in predicted.column_names or predicted["confidence"].null_count:
-        return None
-    confidence = predicted["confidence"].to_numpy()
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    weights = np.bincount(bins, minlength=_BINS)
-    gaps = np.abs(
-        np.bincount(bins, weights=correct, minlength=_BINS)
-        - np.bincount(bins, weights=confidence, minlength=_BINS)
-    )
-    return float(gaps.sum() / weights.sum())
 
 
 def _llm_metrics(annotated: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
@@ -154,6 +110,25 @@ def _llm_metrics(annotated: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
     if not answered.num_rows:
         return {"records": 0, "rejected": rejected}
     return {**measure(answered, labels), "rejected": rejected}
+
+
+def _right(predicted: pa.Table) -> dict[str, bool]:
+    """Whether the label is the gold one, by id."""
+    rows = predicted.select(["id", "gold", "label"]).to_pylist()
+    return {row["id"]: row["gold"] == row["label"] for row in rows}
+
+
+def _compare(
+    right: Mapping[int, Mapping[str, Mapping[str, bool]]], llm: Mapping[str, bool]
+) -> list[dict[str, Any]]:
+    """McNemar's test of every two variants of a seed, and of each with the LLM."""
+    found = []
+    for seed, variants in right.items():
+        for first, second in combinations([*variants, "llm"], 2):
+            tested = mcnemar(variants[first], llm if second == "llm" else variants[second])
+            if tested:
+                found.append({"first": first, "second": second, "seed": seed, **tested})
+    return found
 
 
 def _predict(
@@ -214,19 +189,3 @@ def _mistakes(predicted: pa.Table, gold: pa.Table, model: Trained, most: int) ->
     columns["seed"] = pa.array([model.seed] * with_text.num_rows, pa.int64())
     mistakes = pa.table(columns).select(_ERROR.names).cast(_ERROR)
     return mistakes.sort_by([("confidence", "descending"), ("id", "ascending")])
-
-
-def _over_seeds(seeds: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    """The mean over seeds; its 95 % interval is Student's over seeds, Wilson's for one seed."""
-    accuracies = [one["accuracy"] for one in seeds.values()]
-    if len(accuracies) == 1:
-        interval = next(iter(seeds.values()))["accuracy_interval"]
-    else:
-        low, high = student_interval(accuracies)
-        interval = [max(low, 0.0), min(high, 1.0)]
-    return {
-        "accuracy": float(np.mean(accuracies)),
-        "accuracy_interval": interval,
-        "macro_f1": float(np.mean([one["macro_f1"] for one in seeds.values()])),
-        "seeds": {str(seed): one for seed, one in seeds.items()},
-    }

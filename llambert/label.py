@@ -131,6 +131,7 @@ def label(
             "labelled_now": written - before,
             "workers": workers[1],
             "seconds": round(time.monotonic() - started, 3),
+            "device": "gpu" if cluster.resources().get("GPU") else "cpu",
             **_speed(written - before, progress),
         },
     )

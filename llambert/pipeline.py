@@ -373,15 +373,23 @@ class Pipeline:
     def _report(self) -> Step:
         stages = self.stages[: self.stages.index("report")]
         steps = [step for stage in stages for step in self._plans[stage]()]
+        folder = self.workdir.report
+        curve = self.workdir.measured_curve()
 
         def run(progress: Progress) -> Outcome:
-            done = {step.title: (step.folder, made(step)) for step in steps}
-            gates = [gate for stage in stages for gate in self.gates(stage)]
-            plan = last_plan(self.workdir.plan)
-            return report(self.config.name, done, gates, self.workdir.report, plan)
+            config = self.config.model_dump(mode="json", exclude_none=True)
+            return report(
+                self.config.name,
+                {step.title: (step.folder, made(step)) for step in steps},
+                {"config": config, "commit": commit()},
+                folder,
+                [gate for stage in stages for gate in self.gates(stage)],
+                last_plan(self.workdir.plan),
+                curve,
+            )
 
         inputs = {step.title: output(step) for step in steps}
-        return Step("report", "report", self.workdir.report, run, inputs)
+        return Step("report", "report", folder, run, inputs, curve)
 
     def _tracking(self) -> Step:
         config, reported, folder = self.config.tracking, self._report(), self.workdir.tracking

@@ -1,72 +1,126 @@
-"""Stage: what the run did, how good and how fast, as one page and one JSON file."""
+"""Stage: what the run did, how good, how fast and at what cost, as one page and one JSON file."""
 
 import datetime
+from collections import Counter
 from collections.abc import Iterable, Mapping
-from importlib.resources import files
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from llambert.cost import WORKING, cost
 from llambert.gates import Gate
 from llambert.parse import REJECTS
 from llambert.plan import compare
+from llambert.report_page import WORK, page
 from llambert.schema import REFUSALS
 from llambert.storage import Folder, Manifest, Outcome
 
-# A figure of a step's work: its heading, and the names that stages give it in their details.
-_WORK = {
-    "records": ("records", ["asked", "labelled_now"]),
-    "records_per_s": ("records/s", ["records_per_s"]),
-    "prompt_tokens": ("prompt tokens", ["prompt_tokens"]),
-    "output_tokens": ("output tokens", ["output_tokens"]),
-    "tokens": ("tokens", ["tokens"]),
-    "padding_share": ("padding", ["padding_share"]),
-    "seconds": ("seconds", ["seconds", "training_seconds"]),
-    "device_seconds": ("device-seconds", ["device_seconds"]),
-    "device": ("device", ["device"]),
-}
-_WORKING = {"annotate", "train", "label", "cascade"}  # the stages that keep a model busy
 _DROPPED = {"corpus": "refused", "annotate": "rejected"}  # a record that a sample leaves is neither
+_MEANINGS = {  # of the reasons for which a stage drops a record
+    "corpus": REFUSALS,
+    "sample": {"not_drawn": "not drawn: the LLM is asked about a random sample"},
+    "annotate": REJECTS,
+    "train": {
+        "no_label": "the LLM's answer gave no label",
+        "in_gold_test": "the text is one that the models are measured by",
+    },
+}
 _NO_COUNT = {"prompt_tokens", "output_tokens", "tokens"}  # 0: the engine did not count
+_MISTAKES = 10  # with their texts; errors.parquet has more
+_EXAMPLES = 5  # responses of each reason for a reject, the most frequent ones
+_CHARACTERS = 600  # of a text or response that are shown
 
 
 def report(
     name: str,
     made: Mapping[str, tuple[Folder, Manifest]],
-    gates: Iterable[Gate],
+    settings: Mapping[str, Any],
     folder: Folder,
+    gates: Iterable[Gate] = (),
     plan: Mapping[str, Any] | None = None,
+    curve: Mapping[str, Any] | None = None,
 ) -> Outcome:
-    """Write report.json and index.html to `folder`.
+    """Write report.json and index.html, which shows what is in report.json, to `folder`.
 
     Args:
         made: the folder and manifest of every step of the run, by the step's title, in order.
+        settings: the resolved run file, as plain values, and `commit`, what it was run from.
         gates: those that the run file sets, held to what was made.
         plan: what `llambert plan` said of it, if it was asked.
+        curve: the learning curve, if one was measured.
 
     Returns:
         An outcome whose counts are steps rather than records.
     """
+    manifests = {title: manifest for title, (_, manifest) in made.items()}
+    evaluation = manifests["evaluate"].details
+    labelled_by = _labelled_by(manifests)
     value = {
         "name": name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "answer": _answer(manifests, labelled_by),
         **{title: _stage(*pair) for title, pair in made.items() if title != "evaluate"},
-        "evaluation": made["evaluate"][1].details,
+        "evaluation": evaluation,
+        "labelled_by": labelled_by,
         "gates": [gate.figures() for gate in gates],
-        "seconds": {title: manifest.seconds for title, (_, manifest) in made.items()},
+        "curve": curve,
+        "mistakes": _mistakes(made["evaluate"][0], labelled_by),
+        "rejects": _rejects(made["annotate"][0], made["sample"][0]),
+        "cost": cost(manifests),
+        "seconds": {title: manifest.seconds for title, manifest in manifests.items()},
         "work": {
             title: figures
-            for title, (_, manifest) in made.items()
-            if manifest.stage in _WORKING and (figures := _work(manifest))
+            for title, manifest in manifests.items()
+            if manifest.stage in WORKING and (figures := _work(manifest))
         },
-        "notes": [
-            note for title, (_, manifest) in made.items() for note in _notes(title, manifest)
-        ],
-        "versions": made["label"][1].versions,
+        "notes": [note for title, each in manifests.items() for note in _notes(title, each)],
+        "steps": {title: _step(*pair) for title, pair in made.items()},
+        "settings": settings,
+        "versions": manifests["label"].versions,
     }
     if plan:
-        value["plan"] = compare(plan, [manifest for _, manifest in made.values()])
+        value["plan"] = compare(plan, list(manifests.values()))
     folder.write_json("report.json", value)
-    folder.write_bytes("index.html", _page(value, made).encode())
+    folder.write_bytes("index.html", page(value).encode())
     return Outcome({"in": len(made), "out": len(made), "dropped": {}})
+
+
+def _labelled_by(manifests: Mapping[str, Manifest]) -> dict[str, Any] | None:
+    """Variant and seed of the encoder that labelled the corpus."""
+    model = manifests["label"].inputs.get("train")
+    for title, manifest in manifests.items():
+        if manifest.stage == "train" and model == manifest.output:
+            _, variant, _, seed = title.split()
+            return {"variant": variant, "seed": int(seed)}
+    return None
+
+
+def _answer(
+    manifests: Mapping[str, Manifest], labelled_by: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a reader wants to know first: how many are labelled, and how many of them rightly.
+
+    The accuracy is that of the labels as they are: of the very encoder that gave them, and with
+    the LLM's decisions where there is a cascade; it is null where there is no gold.
+    """
+    corpus, evaluation = manifests["corpus"].counts, manifests["evaluate"].details
+    measured: Mapping[str, Any] = {}
+    if labelled_by:
+        seeds = evaluation.get(labelled_by["variant"], {}).get("seeds", {})
+        measured = seeds.get(str(labelled_by["seed"]), {})
+    cascade = manifests["cascade"].details if "cascade" in manifests else {}
+    if cascade.get("gold"):
+        measured = {"records": cascade["gold"]["records"], **cascade["gold"]["cascade"]}
+    return {
+        "records": corpus["in"],
+        "labelled": manifests["label"].counts["out"],
+        "quarantined": sum(corpus["dropped"].values()),
+        "decided_by_llm": cascade.get("answered", 0),
+        "accuracy": measured.get("accuracy"),
+        "accuracy_interval": measured.get("accuracy_interval"),
+        "gold_records": measured.get("records", 0),
+    }
 
 
 def _stage(folder: Folder, manifest: Manifest) -> dict[str, Any]:
@@ -80,11 +134,23 @@ def _stage(folder: Folder, manifest: Manifest) -> dict[str, Any]:
     }
 
 
+def _step(folder: Folder, manifest: Manifest) -> dict[str, Any]:
+    """What the flow and the lineage tell of a step."""
+    told = ("stage", "counts", "seconds", "fingerprint", "output", "inputs")
+    meanings = _MEANINGS.get(manifest.stage, {})
+    dropped = [
+        {"reason": reason, "meaning": meanings.get(reason), "records": records}
+        for reason, records in manifest.counts["dropped"].items()
+    ]
+    step = {name: getattr(manifest, name) for name in told}
+    return step | {"dropped": dropped, "folder": folder.uri}
+
+
 def _work(manifest: Manifest) -> dict[str, Any]:
     """How fast a step was and what it took: what its manifest tells, and nothing else."""
     figures = {}
     details = manifest.details.get("cost", manifest.details)  # a cascade's is apart
-    for name, (_, keys) in _WORK.items():
+    for name, (_, keys) in WORK.items():
         found = [v for v in (details.get(key) for key in keys) if v is not None]
         if found and not (name in _NO_COUNT and found[0] == 0):
             figures[name] = found[0]
@@ -99,7 +165,6 @@ def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:
         "gold record refused": details.get("gold_refused", {}),
         "request failed": details.get("errors", {}),
     }
-    meanings = REFUSALS | REJECTS
     notes: list[dict[str, Any]] = [
         {"step": title, "kind": "warning", "note": text} for text in details.get("warnings", [])
     ]
@@ -107,23 +172,75 @@ def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:
         if kind is None:
             continue
         for reason, records in reasons.items():
-            meaning = f"{reason}: {meanings[reason]}" if reason in meanings else reason
-            notes.append({"step": title, "kind": kind, "note": meaning, "records": records})
+            notes.append({"step": title, "kind": kind, "note": _told(reason), "records": records})
     if details.get("truncated"):
         cut = {"note": "the text was cut to the LLM's window", "records": details["truncated"]}
         notes.append({"step": title, "kind": "cut", **cut})
     return notes
 
 
-def _page(value: Mapping[str, Any], made: Mapping[str, tuple[Folder, Manifest]]) -> str:
-    """The page; every value is escaped, so that a record with markup stays text."""
-    from jinja2 import Environment
+def _told(reason: str) -> str:
+    meanings = REFUSALS | REJECTS
+    return f"{reason}: {meanings[reason]}" if reason in meanings else reason
 
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("llambert").joinpath("report.html").read_text("utf-8"))
-    accuracy = {
-        k: v for k, v in value["evaluation"].items() if isinstance(v, dict) and "accuracy" in v
+
+def _mistakes(evaluation: Folder, of: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+    """The mistakes on gold that the labelling encoder was surest of, with their texts."""
+    errors = evaluation.read_table()
+    if not (errors.num_rows and of):
+        return []
+    its = pc.and_(pc.equal(errors["variant"], of["variant"]), pc.equal(errors["seed"], of["seed"]))
+    surest = [("confidence", "descending"), ("id", "ascending")]
+    rows = errors.filter(its).sort_by(surest).slice(0, _MISTAKES).to_pylist()
+    names = ("id", "gold", "label", "confidence")
+    return [{name: row[name] for name in names} | {"text": _cut(row["text"])} for row in rows]
+
+
+def _rejects(annotations: Folder, sample: Folder) -> list[dict[str, Any]]:
+    """Why answers of the LLM were rejected: each reason, its records, its most frequent answers.
+
+    An example has the text of one record that was answered so; a gold record's is not in the
+    sample and left out.
+    """
+    table = annotations.read_table(columns=["id", "response", "reject_reason"])
+    if not table.num_rows:
+        return []
+    rejected = table.filter(pc.is_valid(table["reject_reason"]))
+    examples: dict[str, dict[str, str]] = {}  # reason -> response -> the id of one record
+    counts: dict[str, Counter[str]] = {}
+    for row in rejected.to_pylist():
+        response = row["response"] or ""
+        counts.setdefault(row["reject_reason"], Counter())[response] += 1
+        examples.setdefault(row["reject_reason"], {}).setdefault(response, row["id"])
+    shown = {
+        reason: [(response, n, examples[reason][response]) for response, n in most]
+        for reason, found in counts.items()
+        if (most := found.most_common(_EXAMPLES))
     }
-    used = {name for figures in value["work"].values() for name in figures}
-    headings = {name: text for name, (text, _) in _WORK.items() if name in used}
-    return template.render(run=value, made=made, accuracy=accuracy, headings=headings)
+    texts = _texts(sample, {id for rows in shown.values() for _, _, id in rows})
+    return [
+        {
+            "reason": reason,
+            "meaning": REJECTS.get(reason),
+            "records": counts[reason].total(),
+            "examples": [
+                {"response": _cut(response), "records": n, "id": id, "text": _cut(texts.get(id))}
+                for response, n, id in shown[reason]
+            ],
+        }
+        for reason in sorted(shown, key=lambda each: -counts[each].total())
+    ]
+
+
+def _texts(sample: Folder, ids: set[str]) -> dict[str, str]:
+    table = sample.read_table()
+    if not (table.num_rows and ids):
+        return {}
+    found = table.filter(pc.is_in(table["id"], value_set=pa.array(sorted(ids), pa.string())))
+    return dict(zip(found["id"].to_pylist(), found["text"].to_pylist(), strict=True))
+
+
+def _cut(text: str | None) -> str | None:
+    if text is None or len(text) <= _CHARACTERS:
+        return text
+    return f"{text[:_CHARACTERS]} …"

@@ -7,7 +7,6 @@ import pyarrow as pa
 from llambert.asked import ANNOTATED_GOLD
 from llambert.deepspeed_settings import user_file
 from llambert.evaluate import EvaluateConfig, Trained, evaluate
-from llambert.pipeline import what_matters
 from llambert.progress import Progress
 from llambert.step import Step, run_step
 from llambert.storage import Folder, Outcome, fingerprint, fingerprint_model
@@ -36,7 +35,7 @@ def trial_step(
     killed goes on from the training's last checkpoint, or from the finished model.
     """
     model = [fingerprint_model(config.model), user_file(config.deepspeed)]
-    made_from = [what_matters(config, "train"), model, labels, seed]
+    made_from = [config.what_matters(), model, labels, seed]
     inputs: dict[str, str | None] = {"records": _content(records)}
 
     def fit(progress: Progress) -> Outcome:

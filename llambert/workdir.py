@@ -1,7 +1,10 @@
 """The layout of a run's working directory."""
 
+from typing import Any
+
 from llambert.storage import Folder
 
+CURVE = "curve.json"
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
     *("labels", "cascade", "review", "quarantine", "gates", "report", "tracking"),
@@ -64,6 +67,10 @@ class Workdir(Folder):
     @property
     def curve(self) -> Folder:
         return self / "curve"
+
+    def measured_curve(self) -> dict[str, Any] | None:
+        """What `llambert curve` found, if it was run."""
+        return self.curve.read_json(CURVE) if self.curve.exists(CURVE) else None
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model

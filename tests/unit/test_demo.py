@@ -123,7 +123,7 @@ def test_the_models_are_small_and_state_what_they_are(model, most):
     assert [line for line in card.splitlines() if line.startswith("## ")] == CARD
 
 
-def test_a_wheel_has_all_that_the_demo_lays_out(tmp_path):
+def test_a_wheel_has_all_that_the_demo_and_the_report_need(tmp_path):
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "llambert", tmp_path / "llambert")
@@ -132,6 +132,7 @@ def test_a_wheel_has_all_that_the_demo_lays_out(tmp_path):
     assert done.returncode == 0, done.stderr
     (wheel,) = tmp_path.glob("*.whl")
     packed = set(zipfile.ZipFile(wheel).namelist())
+    assert {"llambert/report.html", "llambert/report.css"} <= packed
     for folder in ("", *MODELS):
         here = Path(str(files("llambert.demo") / folder))
         shipped = [path for path in here.iterdir() if path.is_file()]

@@ -1,17 +1,8 @@
-"""Metrics against values worked out by hand."""
+"""What evaluating leaves behind."""
 
 import pyarrow as pa
-import pytest
 
-from llambert.evaluate import (
-    EvaluateConfig,
-    Trained,
-    _mistakes,
-    _over_seeds,
-    evaluate,
-    measure,
-    wilson_interval,
-)
+from llambert.evaluate import EvaluateConfig, Trained, _compare, _mistakes, evaluate
 from llambert.progress import Progress
 from llambert.schema import GOLD
 from llambert.storage import Folder
@@ -24,39 +15,6 @@ TABLE = pa.table(
         "confidence": pa.array([0.95, 0.65, 0.95, 0.55], pa.float32()),
     }
 )
-
-
-def test_measure():
-    found = measure(TABLE, ["no", "yes"])
-    assert found["accuracy"] == 0.75
-    assert found["confusion"] == [[1, 1], [0, 2]]
-    assert found["labels"]["no"] == {
-        "precision": 1.0,
-        "recall": 0.5,
-        "f1": pytest.approx(2 / 3),
-        "records": 2,
-    }
-    assert found["labels"]["yes"]["precision"] == pytest.approx(2 / 3)
-    assert found["macro_f1"] == pytest.approx((2 / 3 + 0.8) / 2)
-    # bins: 0.5-0.6 one right at 0.55, 0.6-0.7 one wrong at 0.65, 0.9-1.0 two right at 0.95
-    assert found["calibration_error"] == pytest.approx((0.45 + 0.65 + 0.10) / 4, abs=1e-6)
-
-
-def test_wilson_interval_of_a_textbook_case():
-    """9 of 10: 59.6 % to 98.2 % (Newcombe, Statistics in Medicine 1998, method 3)."""
-    low, high = wilson_interval(9, 10)
-    assert (low, high) == (pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))
-
-
-def test_seeds_are_averaged_with_students_interval():
-    runs = {
-        s: {"accuracy": a, "macro_f1": a, "accuracy_interval": [0, 1]}
-        for s, a in enumerate([0.90, 0.92, 0.94])
-    }
-    over = _over_seeds(runs)
-    assert over["accuracy"] == pytest.approx(0.92)
-    # standard error 0.02 / sqrt(3), Student's t with 2 degrees of freedom 4.303
-    assert over["accuracy_interval"] == pytest.approx([0.92 - 0.04968, 0.92 + 0.04968], abs=1e-4)
 
 
 def test_the_surest_mistakes_come_with_their_text():
@@ -95,3 +53,15 @@ def test_without_gold_there_are_no_mistakes_and_nothing_of_an_earlier_evaluation
     )
     assert errors.num_rows == 0
     assert errors.schema == mistakes.schema
+
+
+def test_every_two_variants_of_a_seed_are_compared_and_each_with_the_llm():
+    right = {"a": True, "b": False}
+    found = _compare({1: {"llambert": right, "combined": right}, 2: {"llambert": right}}, right)
+    assert [(each["seed"], each["first"], each["second"]) for each in found] == [
+        (1, "llambert", "combined"),
+        (1, "llambert", "llm"),
+        (1, "combined", "llm"),
+        (2, "llambert", "llm"),
+    ]
+    assert _compare({1: {"llambert": right}}, {"train:c": True}) == []

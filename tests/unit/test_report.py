@@ -1,25 +1,31 @@
-"""The report of hand-made manifests: its figures, and that nothing in it becomes markup."""
+"""The report of hand-made artefacts: its figures, and that nothing in it becomes markup."""
 
 import json
 from html.parser import HTMLParser
 
+import pyarrow as pa
+
 from llambert.gates import Gate
 from llambert.interval import wilson_interval
 from llambert.report import report
-from llambert.storage import Folder, Manifest
+from llambert.storage import Folder
+from llambert.workdir import Workdir
+from tests.finished_run import RECORDS, finished_run, manifest, settings, write_curve
 
 HOSTILE = "<script>alert(1)</script>"
 
 
 class Page(HTMLParser):
-    """The tags of a page and its cells, row by row."""
+    """The tags of a page, its text, and its table cells row by row."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.tags: list[str] = []
         self.rows: list[list[str]] = []
+        self.words = ""
         self.in_cell = False
         self.feed(text)
+        self.words = " ".join(self.words.split())
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
@@ -33,92 +39,155 @@ class Page(HTMLParser):
         self.in_cell = self.in_cell and tag not in ("td", "th")
 
     def handle_data(self, data):
+        self.words += data + " "
         if self.in_cell:
-            self.rows[-1][-1] += data.strip()
+            self.rows[-1][-1] += " ".join(data.split())
 
 
-def manifest(stage: str, out: int, details=None, dropped=None) -> Manifest:
-    dropped = dropped or {}
-    counts = {"in": out + sum(dropped.values()), "out": out, "dropped": dropped}
-    return Manifest(stage, "f00", "f00", counts, 12.34, details or {}, {}, {"ray": "2.60.0"})
-
-
-def write(tmp_path, name="films", gates=(), **changes) -> tuple[dict, Page]:
-    made = {
-        "corpus": manifest("corpus", 100_000, dropped={"empty_text": 3}),
-        "sample": manifest("sample", 50, dropped={"not_drawn": 99_950}),
-        "annotate": manifest("annotate", 45, dropped={"off_list": 5}),
-        "train llambert seed 1": manifest("train", 45),
-        "evaluate": manifest("evaluate", 0, {"gold_records": 0}),
-        "label": manifest("label", 100_000),
-    } | changes
+def write(tmp_path, name="films", mark="", labels=("negative", "positive"), gates=(), **changes):
+    """report.json and the page of a finished run, with manifests changed or (None) left out."""
+    made = finished_run(tmp_path, mark, labels)
+    for title, each in changes.items():
+        made[title] = (made.get(title, (Folder(str(tmp_path / title)), None))[0], each)
+    made = {title: pair for title, pair in made.items() if pair[1]}
     folder = Folder(str(tmp_path / "report"))
-    pairs = {title: (Folder(f"/w/{title}"), each) for title, each in made.items()}
-    outcome = report(name, pairs, gates, folder)
+    curve = Workdir(str(tmp_path)).measured_curve()
+    outcome = report(name, made, settings(mark, labels), folder, gates, curve=curve)
     assert outcome.counts == {"in": len(made), "out": len(made), "dropped": {}}
     value = json.loads(folder.read_bytes("report.json"))
     return value, Page(folder.read_bytes("index.html").decode())
 
 
-def test_how_good_how_fast_and_what_it_cost(tmp_path):
-    asked = {
-        "asked": 50,
-        "prompt_tokens": 12_345,
-        "output_tokens": 100,
-        "seconds": 9.5,
-        "records_per_s": 7.25,
-        "device": "gpu",
-        "gold_refused": {"unknown_label": 2},
+def test_the_answer_comes_first(tmp_path):
+    value, page = write(tmp_path)
+    combined = value["evaluation"]["combined"]["seeds"]["1"]  # the model that labelled
+    assert value["answer"] == {
+        "records": RECORDS + 4,
+        "labelled": RECORDS,
+        "quarantined": 4,
+        "decided_by_llm": 0,
+        "accuracy": combined["accuracy"],
+        "accuracy_interval": combined["accuracy_interval"],
+        "gold_records": 600,
     }
-    trained = {
-        "records_per_s": 33.3,
-        "tokens": 4500,
-        "training_seconds": 4.1,
-        "device_seconds": 8.2,
-        "warnings": ["no record has the label 'x': it will not be predicted"],
+    # annotate 191, six trainings of 120 and label 39 GPU-seconds
+    assert value["cost"]["amount"] == 191 + 6 * 120 + 39
+    answer, _ = page.words.split("Flow", 1)
+    assert "100,000 records labelled" in answer
+    assert f"{100 * combined['accuracy']:.1f} % right against gold" in answer
+    assert f"at {100 * value['cost']['share']:.1f} % of what the LLM alone" in answer
+    assert "annotate : 1 request failed" in answer  # a warning
+
+
+def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
+    gold = {
+        "records": 600,
+        "answered": 50,
+        "mended": 20,
+        "spoilt": 5,
+        "encoder": {"accuracy": 0.9, "accuracy_interval": [0.87, 0.92]},
+        "cascade": {"accuracy": 0.925, "accuracy_interval": [0.9, 0.945]},
     }
-    right = {"accuracy": 0.9312, "accuracy_interval": [0.92, 0.94], "macro_f1": 0.93}
-    value, page = write(
-        tmp_path,
-        annotate=manifest("annotate", 45, asked, {"off_list": 5}),
-        **{"train llambert seed 1": manifest("train", 45, trained)},
-        evaluate=manifest("evaluate", 25, {"gold_records": 25, "llambert": right}),
-        label=manifest("label", 100_000, {"labelled_now": 100_000, "records_per_s": 512.04}),
-    )
-    assert value["evaluation"]["llambert"] == right
-    assert value["work"] == {
-        "annotate": {
-            "records": 50,
-            "records_per_s": 7.25,
-            "prompt_tokens": 12_345,
-            "output_tokens": 100,
-            "seconds": 9.5,
-            "device": "gpu",
-        },
-        "train llambert seed 1": {
-            "records_per_s": 33.3,
-            "tokens": 4500,
-            "seconds": 4.1,
-            "device_seconds": 8.2,
-        },
-        "label": {"records": 100_000, "records_per_s": 512.04},
+    cost = {"answers": 5000, "asked": 5000, "seconds": 320.0, "records_per_s": 17.0}
+    details = {
+        **{"least_certain": 4990, "threshold": 0.6, "answered": 4900, "changed": 700},
+        **{"gold": gold, "cost": cost | {"device": "gpu", "device_seconds": 640.0}},
     }
+    value, page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))
+    assert value["answer"]["accuracy"] == 0.925
+    assert value["answer"]["decided_by_llm"] == 4900
+    assert value["cost"]["amount"] == 191 + 6 * 120 + 39 + 640
+    assert value["cost"]["llm_answers"] == 6000
+    assert ["encoder, then LLM", "92.50 %", "90.00\u201394.50 %"] in page.rows
+
+
+def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
+    value, page = write(tmp_path)
+    (corpus,) = [row for row in page.rows if row[0] == "corpus" and len(row) == 5]
+    assert corpus[:4] == ["corpus", "100,004", "100,000", "12 s"]
+    assert corpus[4].startswith("3the text is empty or only white space1an earlier record")
     assert [(note["step"], note["kind"], note.get("records")) for note in value["notes"]] == [
         ("corpus", "refused", 3),
-        ("annotate", "rejected", 5),
+        ("corpus", "refused", 1),
+        ("annotate", "warning", None),
+        ("annotate", "rejected", 2),
+        ("annotate", "rejected", 1),
         ("annotate", "gold record refused", 2),
-        ("train llambert seed 1", "warning", None),
+        ("annotate", "request failed", 1),
+        ("annotate", "cut", 4),
     ]
-    assert ["llambert", "93.12 %", "92.00\u201394.00 %", "0.930"] in page.rows
-    *_, heading = [row for row in page.rows if row[0] == "step" and "records/s" in row]
+    assert ["annotate", "request failed", "TimeoutError", "1"] in page.rows
+
+
+def test_who_was_measured_and_whether_they_differ(tmp_path):
+    value, page = write(tmp_path)
+    for who in ("llm", "baseline", "llambert", "combined"):
+        one = value["evaluation"][who]
+        low, high = (f"{100 * bound:.2f}" for bound in one["accuracy_interval"])
+        (row,) = [row for row in page.rows if row[1:2] == [f"{100 * one['accuracy']:.2f} %"]]
+        assert row[2] == f"{low}\u2013{high} %"
+    tests = value["evaluation"]["comparisons"]
+    assert len(tests) == 12  # of four who were measured, six pairs with each seed
+    (row,) = [row for row in page.rows if row[:3] == ["baseline", "combined", "1"]]
+    assert row[6:] == ["< 0.001", "combined"]
+    assert page.tags.count("svg") == 3
+
+
+def test_mistakes_are_those_of_the_model_that_labelled(tmp_path):
+    value, page = write(tmp_path)
+    mistakes = value["mistakes"]
+    assert len(mistakes) == 10
+    assert [m["confidence"] for m in mistakes] == sorted(
+        (m["confidence"] for m in mistakes), reverse=True
+    )
+    errors = (Folder(str(tmp_path / "evaluation"))).read_table("errors.parquet").to_pylist()
+    its = {e["id"]: e["confidence"] for e in errors if (e["variant"], e["seed"]) == ("combined", 1)}
+    assert all(its[m["id"]] == m["confidence"] for m in mistakes)
+    assert mistakes[0]["text"].strip() in page.words
+
+
+def test_rejects_come_with_their_answers(tmp_path):
+    value, page = write(tmp_path)
+    assert [(each["reason"], each["records"]) for each in value["rejects"]] == [
+        ("no_label", 2),
+        ("off_list", 1),
+    ]
+    (example,) = value["rejects"][0]["examples"]
+    assert example == {
+        "response": "Hard to say.",
+        "records": 2,
+        "id": "r0000",
+        "text": "Review 0. ",
+    }
+    assert "no_label: 2 The response names no label. Hard to say. 2 times" in page.words
+
+
+def test_a_long_text_is_cut(tmp_path):
+    value, _ = write(tmp_path, mark="x" * 10_000)
+    assert {len(mistake["text"]) for mistake in value["mistakes"]} == {602}
+
+
+def test_speed_and_work(tmp_path):
+    value, page = write(tmp_path)
+    assert value["work"]["annotate"] == {
+        "records": 1000,
+        "records_per_s": 17.25,
+        "prompt_tokens": 123_456,
+        "output_tokens": 2000,
+        "seconds": 95.5,
+        "device_seconds": 191.0,
+        "device": "gpu",
+    }
+    (heading,) = [row for row in page.rows if row[0] == "step" and "records/s" in row]
+    assert heading == [
+        *("step", "records", "records/s", "prompt tokens", "output tokens", "tokens"),
+        *("padding", "seconds", "device-seconds", "device"),
+    ]
     for row in (
-        ["annotate", "50", "7.2", "12,345", "100", "", "9.5", "", "gpu"],
-        ["label", "100,000", "512.0", "", "", "", "", "", ""],
+        ["annotate", "1,000", "17.2", "123,456", "2,000", "", "", "95.5", "191.0", "gpu"],
+        ["label", "100,000", "5,120.4", "", "", "30,000,000", "3.4 %", "25.0", "39.0", "gpu"],
     ):
         assert row in page.rows
-        assert len(row) == len(heading)
-    reject = "off_list: the response is an answer that is none of the labels"
-    assert ["annotate", "rejected", reject, "5"] in page.rows
 
 
 def test_the_gates_that_were_passed(tmp_path):
@@ -141,25 +210,51 @@ def test_the_gates_that_were_passed(tmp_path):
 
 
 def test_only_what_was_measured_is_shown(tmp_path):
-    """Recorded answers have no tokens, and a step that had nothing to do has no speed."""
+    """Recorded answers have no tokens, an idle step no speed, no gold no figures."""
     recorded = {"asked": 50, "prompt_tokens": 0, "output_tokens": 0, "records_per_s": None}
-    value, page = write(tmp_path, annotate=manifest("annotate", 45, recorded))
-    assert value["work"] == {"annotate": {"records": 50}}
-    assert ["step", "records"] in page.rows
-    value, page = write(tmp_path, corpus=manifest("corpus", 9), annotate=manifest("annotate", 9))
-    assert value["work"] == {} and value["notes"] == []
-    assert not any("records/s" in row or "note" in row for row in page.rows)
+    value, page = write(
+        tmp_path,
+        annotate=manifest("annotate", 45, recorded),
+        evaluate=manifest("evaluate", 0, {"gold_records": 0}),
+        label=manifest("label", RECORDS),
+    )
+    assert value["work"]["annotate"] == {"records": 50} and "label" not in value["work"]
+    assert value["answer"]["accuracy"] is value["cost"]["share"] is None
+    assert "svg" not in page.tags
+    assert "there was no gold to measure against" in page.words
+    assert "annotate did not run on this cluster's devices" in page.words
+
+
+def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
+    _, page = write(tmp_path)
+    assert page.tags.count("svg") == 3
+    told = write_curve(tmp_path)
+    value, page = write(tmp_path)
+    assert value["curve"] == told and page.tags.count("svg") == 4
+    assert "llambert: 200 records are enough" in page.words
+
+
+def test_equal_runs_have_equal_pages(tmp_path):
+    pages = []
+    for name in ("a", "b"):
+        made = finished_run(tmp_path / "run")
+        folder = Folder(str(tmp_path / name))
+        report("films", made, settings(), folder)
+        created = folder.read_json("report.json")["created"]
+        page = folder.read_bytes("index.html").decode()
+        pages.append(page.replace(created[:16].replace("T", " "), ""))
+    assert pages[0] == pages[1]
 
 
 def test_nothing_in_a_run_becomes_markup(tmp_path):
-    details = {"errors": {HOSTILE: 1}, "gold_refused": {HOSTILE: 2}, "device": HOSTILE}
-    hostile = {
-        "annotate": manifest("annotate", 9, details, {HOSTILE: 3}),
-        "label": manifest("label", 9, {"warnings": [HOSTILE]}),
-    }
-    value, page = write(tmp_path, name=HOSTILE, **hostile)
-    assert "script" not in page.tags
+    plain = write(tmp_path / "plain")[1].tags
+    value, page = write(
+        tmp_path / "hostile", name=HOSTILE, mark=HOSTILE, labels=(f"no {HOSTILE}", HOSTILE)
+    )
     assert value["name"] == HOSTILE
-    shown = [(row[1], row[3]) for row in page.rows if len(row) == 4 and row[2] == HOSTILE]
-    expected = {("rejected", "3"), ("gold record refused", "2"), ("request failed", "1")}
-    assert set(shown) == {*expected, ("warning", "")}
+    assert page.tags == plain
+    assert "script" not in page.tags
+    for words in (f"One word! {HOSTILE}", f"Mixed {HOSTILE}", f"1 request failed {HOSTILE}"):
+        assert words in page.words
+    texts = pa.array([mistake["text"] for mistake in value["mistakes"]])
+    assert all(text.as_py().endswith(HOSTILE) for text in texts)

@@ -1,0 +1,131 @@
+"""The ledger against sums done by hand."""
+
+import pytest
+
+from llambert.cost import cost
+from llambert.storage import Manifest
+
+
+def manifest(stage: str, records: int, took: float, **details) -> Manifest:
+    counts = {"in": records, "out": records, "dropped": {}}
+    return Manifest(stage, "f00", "f00", counts, took, details)
+
+
+def run(**changes) -> dict[str, Manifest]:
+    """100 answers at 10/s after a start of 40 s; a million labels at 1,000/s."""
+    asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "device": "cpu"}
+    made = {
+        "corpus": manifest("corpus", 1_000_000, 60),
+        "sample": manifest("sample", 100, 60),
+        "annotate": manifest("annotate", 100, 50, **asked, prompt_tokens=2000, output_tokens=200),
+        "train llambert seed 1": manifest("train", 100, 200, training_seconds=180, device="cpu"),
+        "evaluate": manifest("evaluate", 10, 30),
+        "label": manifest(
+            *("label", 1_000_000, 1020),
+            **{"labelled_now": 1_000_000, "records_per_s": 1000.0, "device": "cpu"},
+        ),
+    }
+    return made | changes
+
+
+def test_without_gpus_the_clock_counts():
+    told = cost(run())
+    assert told["unit"] == "seconds" and told["unknown"] is None
+    assert {title: step["amount"] for title, step in told["steps"].items()} == {
+        "annotate": 50,
+        "train llambert seed 1": 200,
+        "label": 1020,
+    }
+    assert told["amount"] == 1270
+    assert told["llm_answers"] == 100
+    assert told["llm_only"] == {
+        "records": 1_000_000,
+        "amount": 40 + 100_000,
+        "prompt_tokens": 20_000_000,
+        "output_tokens": 2_000_000,
+    }
+    assert told["share"] == pytest.approx(1270 / 100_040)
+    assert told["per_record"] == {"llm": 0.1, "encoder": 0.001}
+    # 1,270 s less 1,000 s of labelling and the LLM's start, at 0.099 s saved with each record
+    assert told["break_even_records"] == round(230 / 0.099)
+
+
+def test_on_gpus_their_seconds_count():
+    """The LLM holds two GPUs for all of its time; the encoder counts while it computes."""
+    asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "device_seconds": 100.0}
+    labelled = {"labelled_now": 1_000_000, "records_per_s": 1000.0, "device_seconds": 900.0}
+    told = cost(
+        run(
+            annotate=manifest("annotate", 100, 70, **asked, device="gpu"),
+            label=manifest("label", 1_000_000, 1020, **labelled, device="gpu"),
+            **{
+                "train llambert seed 1": manifest(
+                    "train", 100, 200, training_seconds=180, device_seconds=360, device="gpu"
+                )
+            },
+        )
+    )
+    assert told["unit"] == "GPU-seconds"
+    assert told["amount"] == 100 + 360 + 900
+    assert told["per_record"] == {"llm": 0.2, "encoder": 0.0009}
+    assert told["llm_only"]["amount"] == 2 * 40 + 0.2 * 1_000_000
+
+
+def test_an_earlier_round_is_added_at_the_rate_of_the_last():
+    asked = {"asked": 40, "seconds": 44.0, "records_per_s": 10.0, "device": "cpu"}
+    labelled = {"labelled_now": 400_000, "records_per_s": 1000.0, "device": "cpu"}
+    again = {"answers": 300, "asked": 100, "seconds": 50.0, "records_per_s": 10.0, "device": "cpu"}
+    told = cost(
+        run(
+            annotate=manifest("annotate", 100, 44, **asked),
+            label=manifest("label", 1_000_000, 420, **labelled),
+            cascade=manifest("cascade", 1_000_000, 60, cost=again),
+        )
+    )
+    steps = told["steps"]
+    assert (steps["annotate"]["records"], steps["annotate"]["measured"]) == (100, 40)
+    assert steps["annotate"]["amount"] == 44 + 60 * 0.1
+    assert steps["label"]["amount"] == 420 + 600
+    assert (steps["cascade"]["records"], steps["cascade"]["amount"]) == (300, 60 + 20)
+    assert told["llm_answers"] == 400
+    # the cascade's 300 answers go up with the corpus, and what it took beside them does not
+    fixed = 50 + 200 + 20 + (60 + 20 - 30) - 40
+    assert told["break_even_records"] == round(fixed / (0.1 - 0.001 - 0.1 * 300 / 1_000_000))
+    assert told["llm_only"]["amount"] == 40 + 100_000
+
+
+def test_a_cascade_that_needed_no_further_answer_costs_none():
+    told = cost(run(cascade=manifest("cascade", 1_000_000, 60, cost={"answers": 0, "asked": 0})))
+    assert told["unknown"] is None and told["amount"] == 1270
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"annotate": manifest("annotate", 9, 1, asked=9)}, "annotate did not run"),
+        ({"annotate": manifest("annotate", 9, 1, asked=9, device="gpu")}, "the same kind"),
+        ({"annotate": manifest("annotate", 9, 1, asked=0)}, "not measured in its last round"),
+    ],
+)
+def test_what_is_not_known_is_not_guessed(changes, why):
+    told = cost(run(**changes))
+    assert why in told["unknown"]
+    assert told["amount"] is told["share"] is told["llm_only"]["amount"] is None
+    assert told["steps"]["annotate"]["amount"] is None
+    assert "break_even_records" not in told
+
+
+def test_an_endpoint_elsewhere_has_no_devices_here():
+    asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "prompt_tokens": 2000}
+    trained = {"training_seconds": 180, "device_seconds": 360, "device": "gpu"}
+    told = cost(
+        run(
+            annotate=manifest("annotate", 100, 50, **asked),
+            label=manifest("label", 1000, 1, labelled_now=1000, device="gpu", device_seconds=0.9),
+            **{"train llambert seed 1": manifest("train", 100, 200, **trained)},
+        )
+    )
+    assert told["unknown"] == "annotate did not run on this cluster's devices"
+    assert [step["amount"] for step in told["steps"].values()] == [None, 360, 0.9]
+    llm_only = {"records": 1000, "amount": None, "prompt_tokens": 20_000}
+    assert told["amount"] is None and told["llm_only"] == llm_only
