@@ -123,7 +123,7 @@ def track(
         client.set_terminated(run_id)
     except Exception as error:  # whatever its client and the network raise, the remedy is the same
         raise StageError(
-            f"cannot log to MLflow at {_public(uri)!r}: {error}",
+            f"cannot log to MLflow at {_public(uri)!r}: {_public(str(error))}",
             "labels and report are done; the same command tries again, and does nothing else",
         ) from error
     details = {"experiment": experiment, "run_id": run_id, "tracking_uri": _public(uri)}
@@ -200,6 +200,6 @@ def _part(key: str) -> str:
     return kept if kept.strip(". ") else f"_{kept}"
 
 
-def _public(uri: str) -> str:
-    """`uri` without the user and the password that it may hold."""
-    return re.sub(r"(?<=://)[^/?#]*@", "", uri)
+def _public(text: str) -> str:
+    """`text`, a URI or a message with some, without the users and passwords that they hold."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

@@ -84,6 +84,8 @@ def test_a_password_is_refused_and_not_repeated(uri):
         MlflowConfig(tracking_uri=uri)
     assert "which would be stored" in raised.value.errors()[0]["msg"]
     assert tracking._public(uri) in ("http://host:5000", "postgresql://host/db")
+    said = "API request to {}/api failed, ask me@host"
+    assert tracking._public(said.format(uri)) == said.format(tracking._public(uri))
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000/a@b", "sqlite:////tmp/a@b.db", "databricks"])
