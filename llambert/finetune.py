@@ -77,6 +77,7 @@ class _State:
     loss: float = 0.0  # summed over this epoch's steps
     tokens: int = 0  # seen in training, padding not counted
     seconds: float = 0.0  # spent in training steps
+    validation_seconds: float = 0.0
     resumed: int = 0  # times the training went on from a checkpoint
     best_epoch: int = -1
     history: list[dict[str, float]] = field(default_factory=list)
@@ -150,6 +151,7 @@ class _Worker:
             }
             if len(job.validation):
                 figures |= self._evaluate()
+                figures["validation_seconds"] = round(state.validation_seconds, 2)
             state.history.append(figures)
             if _is_best(state.history):
                 state.best_epoch = state.epoch + 1
@@ -210,7 +212,7 @@ class _Worker:
         import torch
         from torch import distributed as dist
 
-        rows = self.job.validation
+        started, rows = time.monotonic(), self.job.validation
         rows = rows[np.argsort(-self.lengths[rows], kind="stable")]
         size = 4 * self.job.batch_size  # there are no gradients to keep
         batches = [rows[i : i + size] for i in range(0, len(rows), size)]
@@ -225,6 +227,7 @@ class _Worker:
                 sums[1] += (right * part.weights).sum()
                 sums[2] += (logits.softmax(dim=-1).amax(dim=-1) * part.weights).sum()
         dist.all_reduce(sums)
+        self.state.validation_seconds += time.monotonic() - started
         names = ("validation_loss", "validation_accuracy", "validation_confidence")
         return {name: round(float(s) / len(rows), 5) for name, s in zip(names, sums, strict=True)}
 
