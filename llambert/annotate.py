@@ -1,24 +1,18 @@
 """Annotate: an LLM answers for every record of the sample, and its answers become labels.
 
-    responses/round-0001.parquet   answers as they came, append-only (schema.RESPONSE)
-    running/round-0002/            answers of the round under way, written batch by batch
-    annotations.parquet            the answers of the current records, parsed (schema.ANNOTATION)
+    responses/  running/    the answers, round by round (llambert.responses)
+    annotations.parquet     the answers of the current records, parsed (schema.ANNOTATION)
 
 An answer is never paid for twice. Each invocation asks only for records that have no answer yet,
-in a round of its own. A Parquet file ends with its footer, so whatever a killed round has left is
-either whole and kept, or unreadable and asked again: the answers are their own checkpoint, and a
-changed sample or parser needs no other bookkeeping.
+in a round of its own; a changed sample or parser needs no other bookkeeping.
 """
 
-import logging
 import os
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from llambert import schema
 from llambert.cluster import resources
@@ -32,7 +26,16 @@ from llambert.engines.config import (
 from llambert.errors import CountError, LlambertError, StageError, UserError
 from llambert.parse import label_probabilities, parse
 from llambert.progress import Progress
-from llambert.storage import Folder, Outcome, arrow_filesystem, text_hash
+from llambert.responses import (
+    collect,
+    last_answers,
+    last_measured,
+    next_round,
+    note_round,
+    read_responses,
+    with_hashes,
+)
+from llambert.storage import Folder, Outcome, arrow_filesystem
 from llambert.task import TaskConfig
 
 __all__ = [
@@ -44,12 +47,9 @@ __all__ = [
     "required_resources",
 ]
 
-log = logging.getLogger(__name__)
-
 _BLOCKS = 4000  # most blocks of a round of recorded answers, which a crash loses at no cost
 _LIGHT_CPUS = 0.25  # of a core for writing, as for the other stages around an engine
 _MESSAGE_CHARACTERS = 500  # of an engine's failure that are shown
-_READERS = 16  # files read at once
 _ERRORS = 5  # kinds of failure that are told, the most frequent ones
 _ANNOTATIONS = "annotations.parquet"
 
@@ -81,7 +81,8 @@ def annotate(
         `labels`; `paid_responses`, `paid_prompt_tokens` and `paid_output_tokens` of all that this
         annotator has ever answered; and where anything was asked, of this round alone,
         `seconds`, `records_per_s`, `tokens_per_s` and, with vllm, `device`,
-        `devices_per_replica`, `replicas`, `device_seconds`.
+        `devices_per_replica`, `replicas`, `device_seconds`. Where too little was for a rate,
+        `last_round` has these, and `asked`, of the last round that had one.
 
     Raises:
         UserError: an id comes twice, the engine refuses the settings, or answers are missing and
@@ -90,9 +91,9 @@ def annotate(
             came are kept, and the next call asks for the rest.
         CountError: a record left the engine without an answer or a failure.
     """
-    wanted = _with_hashes(records)
-    responses = _read_responses(folder)
-    known = _last(responses, wanted)
+    wanted = with_hashes(records)
+    responses = read_responses(folder)
+    known = last_answers(responses, wanted)
     if not may_ask:
         _refuse_missing(known)
     answered = responses["response"].is_valid().to_pylist()
@@ -102,8 +103,10 @@ def annotate(
     details: dict[str, Any] = {"asked": 0}
     if missing:
         details = _ask(config, task, wanted.take(missing), folder, progress)
-        responses = _read_responses(folder)
-        known = _last(responses, wanted)
+        responses = read_responses(folder)
+        known = last_answers(responses, wanted)
+    if not details.get("records_per_s"):
+        details |= last_measured(folder)
     lost = known.count(None)
     if lost:
         raise CountError(f"{lost:,} of {wanted.num_rows:,} records came back without an answer")
@@ -124,7 +127,7 @@ def check_answered(records: pa.Table, folder: Folder) -> None:
     Raises:
         UserError: a record has no stored response, or an id comes twice.
     """
-    _refuse_missing(_last(_read_responses(folder), _with_hashes(records)))
+    _refuse_missing(last_answers(read_responses(folder), with_hashes(records)))
 
 
 def _refuse_missing(known: list[int | None]) -> None:
@@ -135,35 +138,6 @@ def _refuse_missing(known: list[int | None]) -> None:
         )
 
 
-def _with_hashes(records: pa.Table) -> pa.Table:
-    ids = Counter(records["id"].to_pylist())
-    twice = next((key for key, times in ids.items() if times > 1), None)
-    if twice is not None:
-        raise UserError(
-            f"the id {twice!r} stands for more than one record to annotate",
-            "make the ids unique; gold records need ids that the corpus does not use",
-        )
-    hashes = [text_hash(text) for text in records["text"].to_pylist()]
-    return records.select(["id", "text"]).append_column("text_hash", pa.array(hashes, pa.int64()))
-
-
-def _read_responses(folder: Folder) -> pa.Table:
-    """All stored responses, those of a round under way or killed included."""
-    tables = [schema.RESPONSE.empty_table(), *_parts(folder).values()]
-    finished = (folder / "responses").read_table()
-    return pa.concat_tables([*tables, finished] if finished.num_rows else tables)
-
-
-def _last(responses: pa.Table, wanted: pa.Table) -> list[int | None]:
-    """For each wanted record the row of its answer, else of its last failure, else None."""
-    found: dict[tuple[str, int], tuple[bool, int]] = {}
-    valid = responses["response"].is_valid().to_pylist()
-    for row, key in enumerate(_keys(responses)):
-        if key not in found or not found[key][0]:
-            found[key] = (valid[row], row)
-    return [found[key][1] if key in found else None for key in _keys(wanted)]
-
-
 def _ask(
     config: AnnotateConfig, task: TaskConfig, requests: pa.Table, folder: Folder, progress: Progress
 ) -> dict[str, Any]:
@@ -171,8 +145,8 @@ def _ask(
     import ray
     from ray.data import DataContext
 
-    _collect(folder)
-    name = f"round-{1 + _last_round(folder):04d}"
+    collect(folder)
+    name = next_round(folder)
     part = folder / "running" / name
     part.create()
     # A block is written when all of it is answered: what costs something comes in batches.
@@ -197,13 +171,15 @@ def _ask(
     finally:
         context.raise_original_map_exception = unchanged
     seconds = time.monotonic() - started
-    table = _collect(folder).get(name, schema.RESPONSE.empty_table())
+    table = collect(folder).get(name, schema.RESPONSE.empty_table())
     came = set(table["id"].to_pylist())
     if came != set(requests["id"].to_pylist()):
         raise CountError(
             f"{requests.num_rows:,} records went to the engine and {len(came):,} came back"
         )
-    return _figures(table, seconds, progress.rate()) | _devices(config, seconds)
+    figures = _figures(table, seconds, progress.rate()) | _devices(config, seconds)
+    note_round(folder, name, figures)
+    return figures
 
 
 def _engine(config: AnnotateConfig) -> Any:
@@ -230,59 +206,6 @@ def _reason(error: Exception, folder: Folder) -> LlambertError:
         f"Ray's worker logs have what the engine said; the answers that came are kept in "
         f"{folder.uri}, and the same command asks for the rest",
     )
-
-
-def _last_round(folder: Folder) -> int:
-    names = (folder / "responses").files(".parquet") + (folder / "running").folders()
-    return max((int(name.removesuffix(".parquet").split("-")[1]) for name in names), default=0)
-
-
-def _collect(folder: Folder) -> dict[str, pa.Table]:
-    """Make of every round that has ended, well or not, one file of responses.
-
-    Repeatable at any point: the file bears the round's name and is written whole. A killed
-    driver's workers may write a little more after that; it is added to what the file holds.
-    """
-    rounds = _parts(folder)
-    stored = folder / "responses"
-    for name, table in rounds.items():
-        file = f"{name}.parquet"
-        if stored.exists(file):
-            held = stored.read_table(file)
-            known = set(_keys(held))
-            late = table.filter(pa.array([key not in known for key in _keys(table)], pa.bool_()))
-            stored.write_table(file, pa.concat_tables([held, late]))
-        elif table.num_rows:
-            stored.write_table(file, table)
-        (folder / "running" / name).remove()
-    return rounds
-
-
-def _keys(table: pa.Table) -> list[tuple[str, int]]:
-    return list(zip(table["id"].to_pylist(), table["text_hash"].to_pylist(), strict=True))
-
-
-def _parts(folder: Folder) -> dict[str, pa.Table]:
-    """The responses written so far by each round that has not been collected."""
-    rounds = {}
-    for name in (folder / "running").folders():
-        part = folder / "running" / name
-        names = part.files(".parquet")
-        with ThreadPoolExecutor(_READERS) as pool:
-            read = list(pool.map(_read_part, [part] * len(names), names))
-        tables = [table for table in read if table is not None]
-        rounds[name] = pa.concat_tables([schema.RESPONSE.empty_table(), *tables])
-    return rounds
-
-
-def _read_part(part: Folder, name: str) -> pa.Table | None:
-    """One batch's answers, or None where its writer was killed before the end of the file."""
-    with part.fs.open(part.path(name), "rb") as file:
-        try:
-            return pq.read_table(file).cast(schema.RESPONSE)
-        except pa.ArrowInvalid:
-            log.warning("%s is half written: its requests are asked again", part.path(name))
-            return None
 
 
 def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Table:

@@ -8,7 +8,6 @@ from pydantic import ValidationError
 from llambert import schema
 from llambert.annotate import (
     AnnotateConfig,
-    _collect,
     _devices,
     annotate,
     annotator_id,
@@ -17,8 +16,10 @@ from llambert.annotate import (
     required_resources,
 )
 from llambert.errors import StageError, UserError
+from llambert.held import figures as held_figures
 from llambert.progress import Progress
-from llambert.storage import Folder, text_hash
+from llambert.responses import collect, note_round, unanswered
+from llambert.storage import Folder, Manifest, text_hash
 from llambert.task import TaskConfig
 
 TASK = TaskConfig(labels={"positive": ["pos"], "negative": []}, prompt="Which? {text}")
@@ -112,6 +113,23 @@ def test_details_tell_what_the_annotations_cost_and_what_was_ever_paid(folder):
     assert details["paid_responses"] == 4
 
 
+def test_parsing_anew_remembers_how_fast_the_llm_was(folder):
+    figures = {"asked": 4, "seconds": 9.0, "records_per_s": 2.0, "device": "gpu"}
+    wanted = records(("e", "mixed"), ("a", "great"))
+    assert "last_round" not in parse_again(folder, wanted)[0].details
+    note_round(folder, "round-0001", figures)
+    note_round(folder, "round-0002", {"asked": 1, "seconds": 5.0, "records_per_s": None})
+    details = parse_again(folder, wanted)[0].details
+    assert (details["asked"], details["last_round"]) == (0, figures)
+    manifest = Manifest("annotate", "f", "f", {"in": 2, "out": 1}, 0.1, details)
+    assert held_figures(manifest)["records_per_s"] == 2.0
+
+
+def test_a_failed_request_is_no_answer(folder):
+    rows = records(("a", "great"), ("c", "odd"), ("z", "new"), ("d", "another text"))
+    assert unanswered(rows, folder)["id"].to_pylist() == ["c", "z", "d"]
+
+
 @pytest.mark.parametrize(("share", "rows"), [(0.2, "abec"), (1.0, "c")])
 def test_too_many_failures_finish_nothing(folder, share, rows):
     texts = {"a": "great", "b": "dull", "c": "odd", "e": "mixed"}
@@ -171,7 +189,7 @@ def test_a_killed_round_keeps_its_whole_files(folder):
 def test_what_a_killed_drivers_workers_write_late_is_added(folder):
     late = answers(("a", "great", "negative"), ("h", "late", "positive"))
     (folder / "running" / "round-0001").write_table("x_000009-0.parquet", late)
-    _collect(folder)
+    collect(folder)
     assert folder.folders() == ["responses", "running"]
     assert not (folder / "running").folders()
     wanted = records(("a", "great"), ("h", "late"), ("e", "mixed"))
