@@ -24,7 +24,7 @@ from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.sample import SampleConfig
 from llambert.section import Location, Section
-from llambert.storage import is_remote
+from llambert.storage import fingerprint, is_remote
 from llambert.task import TaskConfig
 from llambert.tracking import TrackingConfig
 from llambert.train import TrainConfig
@@ -139,6 +139,12 @@ class RunConfig(Section):
     def label_variant(self) -> Variant:
         """The variant that labels the corpus: the one asked for, else the one trained on most."""
         return self.label.variant or [v for v in get_args(Variant) if v in self.variants][-1]
+
+    @property
+    def planned_for(self) -> str:
+        """A fingerprint of all that a run's time and cost depend on: other settings, other plan."""
+        stages = {"task", "corpus", "gold", "sample", "annotate", "train", "label", "cascade"}
+        return fingerprint(self.model_dump(mode="json", include=stages))
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:

@@ -1,28 +1,47 @@
 """Pure: what a run's work took, and what asking the LLM about every record would have taken."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
+from llambert.held import WORKING, Held, PricesConfig, held
 from llambert.storage import Manifest
 
-WORKING = {"annotate", "train", "label", "cascade"}  # the stages that keep a model busy
-_UNITS = {"gpu": "GPU-seconds", "cpu": "seconds"}
+_TIME = {"gpu": "GPU-seconds", "cpu": "seconds"}  # without GPUs the cluster is the device
 
 
-def cost(made: Mapping[str, Manifest]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Unit:
+    """What amounts are told in: devices' time, or with `prices` money."""
+
+    name: str
+    prices: PricesConfig | None = None
+
+    def amount(self, step: Held, records: float) -> float | None:
+        """Of so many records done in one round, the start included."""
+        seconds = step.device_seconds(records)
+        return step.money(self.prices, records, seconds) if self.prices else seconds
+
+    def each(self, step: Held) -> float | None:
+        """Of a further record."""
+        seconds = step.device_seconds_each
+        return step.money(self.prices, 1, seconds) if self.prices else seconds
+
+
+def cost(made: Mapping[str, Manifest], prices: PricesConfig) -> dict[str, Any]:
     """The ledger of a run, against what the LLM alone would have cost.
 
-    On GPUs it counts GPU-seconds, as each step measures them. Without GPUs it counts seconds on
-    the clock: an LLM and an encoder share a machine's cores in different ways, but take turns.
-    What a step did in an earlier round is added at the rate of the last one, which is what its
-    manifest has; so is what the LLM would do beyond the records that it was asked about.
+    Both are counted alike, by what steps held (`llambert.held`): in money where every price is
+    known, else in GPU-seconds, or without GPUs in seconds on the clock. What a step did in an
+    earlier round is added at the rate of the last one, which is what its manifest has; so is what
+    the LLM would do beyond the records that it was asked about.
 
     Args:
         made: the manifest of every step, by title.
 
     Returns:
-        `unit`: 'GPU-seconds', 'seconds' or None where there is no common one, or something was
-        not measured; then `unknown` says why, and what would be in this unit is null.
+        `unit`: the currency, 'GPU-seconds', 'seconds', or None where there is no common one;
+        `unknown` says why there is no sum, and what would be in this unit is null.
         `steps`: for each step its `device`, `records` and how many of these were `measured`,
         `amount` in the unit, and tokens where the engine counted them.
         `amount`: of all steps; `llm_only`: the same for the LLM and every record; `share`: the
@@ -30,123 +49,97 @@ def cost(made: Mapping[str, Manifest]) -> dict[str, Any]:
         from which size of corpus on the run would cost less than the LLM alone.
         `llm_answers`: records that the LLM was asked about, gold included.
     """
-    work = {title: each for title, each in made.items() if each.stage in WORKING}
-    kinds = {kind for each in work.values() if (kind := _figures(each).get("device"))}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    steps = {title: _step(each, kind) for title, each in work.items()}
-    amounts = [step["amount"] for step in steps.values()]
-    unknown = _unknown(steps, kind)
+    work = {title: held(each) for title, each in made.items() if each.stage in WORKING}
+    llm, encoder = work["annotate"], work["label"]
+    for title, each in work.items():
+        if each.llm and not each.done:  # a cascade whose answers were there already
+            work[title] = replace(each, device=llm.device, devices=llm.devices, per_s=llm.per_s)
+    unit = _unit(work, prices)
+    steps = {title: _step(each, unit) for title, each in work.items()}
+    unknown = _unknown(work, steps, unit)
+    amount = None if unknown else sum(step["amount"] for step in steps.values())
     told = {
-        "unit": _UNITS.get(str(kind)),
+        "unit": unit and unit.name,
         "unknown": unknown,
         "steps": steps,
-        "amount": sum(amounts) if not unknown else None,
-        "llm_answers": sum(
-            step["records"]
-            for title, step in steps.items()
-            if work[title].stage in ("annotate", "cascade")
-        ),
-    }
-    return told | _against_llm(work, kind, told["amount"])
-
-
-def _figures(manifest: Manifest) -> dict[str, Any]:
-    """A step's figures of its work; a cascade's are apart."""
-    return {**manifest.details, **manifest.details.get("cost", {})}
-
-
-def _unknown(steps: Mapping[str, Mapping[str, Any]], kind: str | None) -> str | None:
-    """Why the steps have no sum."""
-    for title, step in steps.items():
-        if step["amount"] is not None:
-            continue
-        if not step["measured"]:
-            return f"{title} had nothing left to do and was not measured in its last round"
-        if step["device"] is None:
-            return f"{title} did not run on this cluster's devices"
-        if kind:
-            return f"{title} was over too soon to be measured"
-    return None if kind else "not all steps ran on the same kind of device"
-
-
-def _step(manifest: Manifest, kind: str | None) -> dict[str, Any]:
-    figures, counts = _figures(manifest), manifest.counts
-    records = figures.get("answers", counts["in"])
-    measured = figures.get("asked", figures.get("labelled_now", records))
-    amount = _measured(manifest, kind) if records else 0.0
-    if amount is not None and measured < records:
-        each = _per_record(manifest, kind)
-        amount = None if each is None else amount + (records - measured) * each
-    tokens = {name: figures.get(name) for name in ("prompt_tokens", "output_tokens")}
-    return {
-        "device": figures.get("device"),
-        "records": records,
-        "measured": measured,
         "amount": amount,
+        "llm_answers": sum(each.records for each in work.values() if each.llm),
+        "llm_only": _llm_only(llm, encoder.records, unit),
+        "share": None,
+    }
+    again = sum(each.records for each in work.values() if each.llm) - llm.records
+    return told | (_compared(llm, encoder, again, unit, told) if unit else {})
+
+
+def _unit(work: Mapping[str, Held], prices: PricesConfig) -> _Unit | None:
+    """Money where it can be told of every step, else the time of their common kind of device."""
+    money = _Unit(prices.currency, prices)
+    if all(money.amount(each, each.records) is not None for each in work.values()):
+        return money
+    kinds = {each.device for each in work.values() if each.device}
+    return _Unit(_TIME[kinds.pop()]) if len(kinds) == 1 else None
+
+
+def _step(step: Held, unit: _Unit | None) -> dict[str, Any]:
+    tokens = {"prompt_tokens": step.prompt_tokens, "output_tokens": step.output_tokens}
+    return {
+        "device": step.device,
+        "records": step.records,
+        "measured": min(step.done, step.records),
+        "amount": unit.amount(step, step.records) if unit else None,
         **{name: value for name, value in tokens.items() if value},
     }
 
 
-def _measured(manifest: Manifest, kind: str | None) -> float | None:
-    """What the step's last round took, its start included."""
-    figures = _figures(manifest)
-    if kind == "gpu":
-        taken = figures.get("device_seconds")
-        return None if taken is None else float(taken)
-    if kind is None or figures.get("device") is None:
-        return None
-    # a training that went on after a crash tells its seconds from the beginning
-    return max(manifest.seconds, figures.get("training_seconds") or 0.0)
+def _unknown(
+    work: Mapping[str, Held], steps: Mapping[str, Mapping[str, Any]], unit: _Unit | None
+) -> str | None:
+    """Why the steps have no sum."""
+    for title, each in work.items():
+        if steps[title]["amount"] is not None:
+            continue
+        if not each.done:
+            return f"{title} had nothing left to do and was not measured in its last round"
+        if each.device is None:
+            return f"{title} did not run on this cluster's devices, and not every price is known"
+        if unit and each.devices is None:
+            return f"how many devices {title} held was not noted"
+        if unit:
+            return f"{title} was over too soon to be measured"
+    return None if unit else "not all steps ran on the same kind of device"
 
 
-def _per_record(manifest: Manifest, kind: str | None) -> float | None:
-    """What one record took, start-up aside."""
-    figures = _figures(manifest)
-    rate = figures.get("records_per_s")
-    if not (kind and rate and figures.get("device")):
-        return None
-    if kind == "cpu":
-        return 1.0 / float(rate)
-    if manifest.stage == "label":
-        return float(figures["device_seconds"] / figures["labelled_now"])
-    return float(figures["device_seconds"] / figures["seconds"] / rate)
-
-
-def _against_llm(
-    work: Mapping[str, Manifest], kind: str | None, amount: float | None
-) -> dict[str, Any]:
-    """What the LLM would have taken for all that the encoder labelled, and how that compares."""
-    asked, labelled = work["annotate"], work["label"]
-    records, counts = labelled.counts["out"], asked.counts
-    told: dict[str, Any] = {"llm_only": {"records": records, "amount": None}, "share": None}
+def _llm_only(llm: Held, records: int, unit: _Unit | None) -> dict[str, Any]:
+    """What the LLM would have taken for all that the encoder labelled."""
+    told: dict[str, Any] = {"records": records}
+    told["amount"] = unit.amount(llm, records) if unit else None
     for name in ("prompt_tokens", "output_tokens"):
-        if asked.details.get(name) and counts["in"]:
-            told["llm_only"][name] = round(asked.details[name] / counts["in"] * records)
-    llm, encoder = _per_record(asked, kind), _per_record(labelled, kind)
-    taken = _measured(asked, kind)
-    if llm is None or taken is None:
-        return told
-    start = max(taken - asked.details["asked"] * llm, 0.0)
-    told["llm_only"]["amount"] = start + records * llm
-    told["per_record"] = {"llm": llm, "encoder": encoder}
-    if amount is not None:
-        told["share"] = amount / told["llm_only"]["amount"]
-        told |= _break_even(work, amount - start, llm, encoder)
+        if counted := getattr(llm, name):
+            told[name] = round(counted / llm.records * records)
     return told
 
 
-def _break_even(
-    work: Mapping[str, Manifest], amount: float, llm: float, encoder: float | None
-) -> dict[str, int]:
-    """From which size on the LLM alone would cost more than `amount`, which goes up with the size.
+def _compared(
+    llm: Held, encoder: Held, again: int, unit: _Unit, told: Mapping[str, Any]
+) -> dict[str, Any]:
+    """How the run compares with the LLM alone, and from which size of corpus on it is cheaper.
 
-    What goes up is labelling and, at the same share of the records, the cascade.
+    What goes up with the size is labelling and, at the same share of the records, the cascade.
+
+    Args:
+        again: records that the LLM was asked about beside those of annotate.
     """
-    records = work["label"].counts["out"]
-    again = sum(_figures(each).get("answers", 0) for each in work.values())  # of a cascade
-    if encoder is None or not records:
+    one, other = unit.each(llm), unit.each(encoder)
+    amount, alone, records = told["amount"], told["llm_only"]["amount"], encoder.records
+    if one is None or alone is None:
         return {}
-    each = encoder + llm * again / records
-    if each >= llm:
-        return {}
-    return {"break_even_records": max(round((amount - records * each) / (llm - each)), 0)}
+    found: dict[str, Any] = {"per_record": {"llm": one, "encoder": other}}
+    if amount is None or not alone:
+        return found
+    found["share"] = amount / alone
+    start = alone - records * one
+    growing = None if other is None else other + one * again / records
+    if growing is not None and growing < one:
+        even = (amount - start - records * growing) / (one - growing)
+        found["break_even_records"] = max(round(even), 0)
+    return found

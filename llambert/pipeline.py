@@ -20,7 +20,6 @@ from llambert.gates import Gate, annotation_gates, evaluation_gates, training_ga
 from llambert.gold import Gold, first_by_hash, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
-from llambert.plan import last_plan
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
@@ -230,6 +229,14 @@ class Pipeline:
         title = f"train {variant} seed {seed}"
         return Step("train", title, folder, run, inputs, settings, unit=(variant, seed))
 
+    def curve_of(self) -> str:
+        """What a learning curve stands on: one of other labels, gold or encoder is another's."""
+        annotated, gold = output(self._annotate()), [self._gold_train, self._gold_test]
+        labels = list(self.config.task.labels)
+        return fingerprint(
+            [annotated, gold, self._encoder, self.config.train.what_matters(), labels]
+        )
+
     @cached_property
     def _encoder(self) -> str:
         return fingerprint_model(self.config.train.model)
@@ -374,7 +381,7 @@ class Pipeline:
         stages = self.stages[: self.stages.index("report")]
         steps = [step for stage in stages for step in self._plans[stage]()]
         folder = self.workdir.report
-        curve = self.workdir.measured_curve()
+        curve, prices = self.workdir.measured_curve(self.curve_of()), self.config.plan.prices
 
         def run(progress: Progress) -> Outcome:
             config = self.config.model_dump(mode="json", exclude_none=True)
@@ -384,11 +391,14 @@ class Pipeline:
                 {"config": config, "commit": commit()},
                 folder,
                 [gate for stage in stages for gate in self.gates(stage)],
-                last_plan(self.workdir.plan),
+                self.workdir.plan_before(self.config.planned_for),
                 curve,
+                prices,
             )
 
         inputs = {step.title: output(step) for step in steps}
+        if known := prices.model_dump(exclude_defaults=True):
+            inputs["plan.prices"] = fingerprint(known)
         return Step("report", "report", folder, run, inputs, curve)
 
     def _tracking(self) -> Step:

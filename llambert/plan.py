@@ -1,41 +1,21 @@
 """What a run takes and costs, by stage, beside an LLM that labels everything: pure estimates.
 
 Every figure is a range. Ends multiply with ends, so that a range holds what its parts' ranges
-hold. Device-hours are of the devices that a stage holds at most, from its start to its end.
+hold. Device-hours are of what a stage holds, as `llambert.held` has it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from llambert.held import Held, PricesConfig, held
 from llambert.section import Section
-from llambert.storage import Folder, Manifest
+from llambert.storage import Manifest
 
-PLAN = "plan.json"  # in the folder of the plan
 FIGURES = ("records", "tokens", "device_hours", "hours", "cost")
-_TOKENS = ("prompt_tokens", "output_tokens", "tokens")  # the stages' names for them
-_MILLION = 1e6
 _HOUR_S = 3600
-
-
-class PricesConfig(Section):
-    """What devices and tokens cost."""
-
-    currency: str = Field("USD", description="Name of the money; any, it is only shown.")
-    llm_device_hour: float | None = Field(
-        None, ge=0, description="Price of an hour of one of the LLM's devices (vllm)."
-    )
-    encoder_device_hour: float | None = Field(
-        None, ge=0, description="Price of an hour of one of the encoder's devices."
-    )
-    million_prompt_tokens: float | None = Field(
-        None, ge=0, description="Price of a million prompt tokens of an endpoint (openai)."
-    )
-    million_output_tokens: float | None = Field(
-        None, ge=0, description="Price of a million output tokens of an endpoint (openai)."
-    )
 
 
 class RateConfig(Section):
@@ -50,6 +30,11 @@ class RateConfig(Section):
     start_s: float = Field(0.0, ge=0, description="Seconds from a start to the first record.")
     margin: float = Field(
         0.25, ge=0, description="The rate holds within a factor of 1 + margin, either way."
+    )
+    device: Literal["gpu", "cpu"] | None = Field(
+        None,
+        description="cpu: the rate is that of a whole cluster without GPUs, which is one device; "
+        "else it is a GPU's, or of an endpoint.",
     )
     source: str = Field(
         min_length=1, description="Where the rate is from: a benchmark, an earlier run, a paper."
@@ -125,6 +110,7 @@ class Rate:
     source: str
     margin: float
     start_s: float = 0.0  # from the stage's start to its first record; of each training
+    device: str | None = None  # 'gpu' or 'cpu' where it is known, and no endpoint's
     devices: int = 1  # held where it was measured
     prompt_tokens: float | None = None  # of a request, where the engine counted them
     output_tokens: float | None = None  # of an answer, likewise
@@ -136,7 +122,7 @@ class Rate:
         unit = "tokens" if config.tokens_per_s else "records"
         per_s = config.tokens_per_s or config.records_per_s or 0.0
         source = f"{config.source} (the run file)"
-        return Rate(unit, per_s, source, config.margin, config.start_s)
+        return Rate(unit, per_s, source, config.margin, config.start_s, config.device)
 
 
 @dataclass(frozen=True)
@@ -193,8 +179,9 @@ def _stage(work: Work, rate: Rate | None, prices: PricesConfig) -> dict[str, Any
     done = tokens if rate and rate.unit == "tokens" else passed
     if rate and done is not None:
         _time(stage, work, rate, done)
-    if work.device == "endpoint" and read and written:
-        stage["cost"] = _token_cost(read, written, prices)
+    if work.device == "endpoint" and read and written and prices.of_a_token:
+        prompt, output = prices.of_a_token
+        stage["cost"] = read.times(prompt).plus(written.times(output))
     price = {"llm": prices.llm_device_hour, "encoder": prices.encoder_device_hour}.get(work.device)
     if price is not None and stage["device_hours"]:
         stage["cost"] = stage["device_hours"].times(price)
@@ -203,7 +190,8 @@ def _stage(work: Work, rate: Rate | None, prices: PricesConfig) -> dict[str, Any
 
 def _time(stage: dict[str, Any], work: Work, rate: Rate, done: Range) -> None:
     """Fill in the hours and device-hours of `done` tokens or records."""
-    devices = work.devices or Range.exactly(rate.devices)
+    known = None if rate.device == "cpu" else work.devices  # a cluster without GPUs is one
+    devices = known or Range.exactly(rate.devices)
     busy = done.times(Range.within(1 / (rate.per_s * _HOUR_S), rate.margin))  # device-hours
     start = Range.within(rate.start_s * work.starts / _HOUR_S, rate.margin)
     stage["hours"] = busy.over(devices).plus(start)
@@ -212,14 +200,6 @@ def _time(stage: dict[str, Any], work: Work, rate: Rate, done: Range) -> None:
         stage["devices"] = devices.expected
     if stage["hours"].expected:
         stage["start_share"] = start.expected / stage["hours"].expected
-
-
-def _token_cost(read: Range, written: Range, prices: PricesConfig) -> Range | None:
-    if prices.million_prompt_tokens is None or prices.million_output_tokens is None:
-        return None
-    return read.times(prices.million_prompt_tokens / _MILLION).plus(
-        written.times(prices.million_output_tokens / _MILLION)
-    )
 
 
 def _sum(parts: Iterable[Range | None]) -> Range | None:
@@ -246,30 +226,28 @@ def as_json(rate: Rate) -> dict[str, Any]:
     return {name: value for name, value in asdict(rate).items() if value is not None}
 
 
-def last_plan(folder: Folder) -> dict[str, Any] | None:
-    """The plan in `folder`; None where there is none. No report is stale for want of it."""
-    return dict(folder.read_json(PLAN)) if folder.exists(PLAN) else None
-
-
 def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
     """Plan against actual: stage -> figure -> planned (low, expected, high), actual, ratio.
 
     What a stage found done before (answers that were stored, records labelled before a crash) took
     no time in its last round; the plan's hours and cost are then those of the round's share. What
-    the plan or the stage does not tell is left out.
+    the plan or the stage does not tell is left out, and so are stages that were done when the plan
+    was made.
 
     Args:
         plan: of plan.json.
         made: the manifests of the run.
     """
     found: dict[str, dict[str, Any]] = {}
+    prices = PricesConfig(**plan["prices"])
     for name, planned in plan["llambert"]["stages"].items():
-        manifests = [manifest for manifest in made if manifest.stage == name]
-        if not manifests:
+        work = [held(manifest) for manifest in made if manifest.stage == name]
+        if not work or name in plan.get("done", ()):
             continue
-        actual, share = _actual(name, planned, manifests)
-        if planned["cost"] is not None and share:
-            actual["cost"] = _paid(planned["device"], actual, plan["prices"])
+        records = sum(each.records for each in work)
+        share = sum(each.done for each in work) / records if records else 0.0
+        actual = {"records": records, "tokens": sum(each.tokens for each in work) or None}
+        actual |= _spent(work, planned["devices"], prices) if share else {}
         rows = {}
         for figure in FIGURES:
             expected, value = _of_share(figure, planned, share), actual.get(figure)
@@ -289,42 +267,18 @@ def _of_share(figure: str, planned: Mapping[str, Any], share: float) -> dict[str
     return plain(Range(**value).times(start + (1 - start) * share)) if share else None
 
 
-def _actual(
-    name: str, planned: Mapping[str, Any], manifests: Sequence[Manifest]
-) -> tuple[dict[str, Any], float]:
-    """What a stage's manifests say of its work, and the share of it done in its last round."""
-    work = [manifest.details.get("cost", manifest.details) for manifest in manifests]
-    first = work[0]
-    counted = "in" if name in ("annotate", "evaluate") else "out"
-    records = sum(manifest.counts[counted] for manifest in manifests)
-    if name == "cascade":
-        records = first["answers"]
-    share = first.get("asked", first.get("labelled_now", records)) / records if records else 0.0
-    tokens = {key: sum(each.get(key) or 0 for each in work) for key in _TOKENS}
-    if name == "label" and share:
-        tokens["tokens"] = round(tokens["tokens"] / share)
-    actual = {"records": records, "tokens": sum(tokens.values()) or None}
-    if not share:
-        return actual, share
-    asking = first.get("seconds") if name == "cascade" else None  # else it counts its writing too
-    hours = (asking or sum(manifest.seconds for manifest in manifests)) / _HOUR_S
-    devices = first.get("workers") or planned["devices"]
-    actual["hours"] = float(f"{hours:.6g}")
-    if first.get("device_seconds") and name in ("annotate", "cascade"):
-        actual["device_hours"] = float(f"{first['device_seconds'] / _HOUR_S:.6g}")
-    elif devices:
-        actual["device_hours"] = float(f"{hours * devices:.6g}")
-    actual |= {f"paid_{key}": share * tokens[key] for key in _TOKENS}
-    return actual, share
+def _spent(work: Sequence[Held], devices: int | None, prices: PricesConfig) -> dict[str, Any]:
+    """Time and money of a stage's last round.
 
-
-def _paid(device: str, actual: Mapping[str, Any], prices: Mapping[str, Any]) -> float | None:
-    """What the work cost at the plan's prices."""
-    if device == "endpoint":
-        names = ("prompt_tokens", "output_tokens")
-        paid = sum(actual[f"paid_{name}"] * prices[f"million_{name}"] for name in names) / _MILLION
-    elif "device_hours" in actual:
-        paid = actual["device_hours"] * prices[f"{device}_device_hour"]
-    else:
-        return None
-    return float(f"{paid:.6g}")
+    Args:
+        devices: as planned, for a stage that does not note how many it held.
+    """
+    work = [replace(each, devices=each.devices or devices) for each in work]
+    held_s = [each.device_seconds(each.done) for each in work]
+    money = [each.money(prices, each.done, s) for each, s in zip(work, held_s, strict=True)]
+    spent: dict[str, float] = {"hours": sum(each.seconds for each in work) / _HOUR_S}
+    if None not in held_s:
+        spent["device_hours"] = sum(filter(None, held_s)) / _HOUR_S
+    if None not in money:
+        spent["cost"] = sum(filter(None, money))
+    return {name: float(f"{value:.6g}") for name, value in spent.items()}

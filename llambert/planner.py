@@ -2,9 +2,10 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 from rich.table import Table
@@ -16,15 +17,17 @@ from llambert.errors import UserError
 from llambert.gold import check_not_empty, first_by_hash
 from llambert.lease import Lease
 from llambert.pipeline import Pipeline
-from llambert.plan import FIGURES, PLAN, Range, Rate, Work, as_json, estimate, plain
+from llambert.plan import FIGURES, Range, Rate, Work, as_json, estimate, plain
 from llambert.preflight import check_resources
-from llambert.rates import calibrate, known_rates
+from llambert.rates import calibrate, known_rates, to_ask
 from llambert.step import check_writable
-from llambert.survey import Survey, encoder_tokens, llm_tokens, mean, survey
+from llambert.survey import Survey, encoder_tokens, llm_tokens, survey
 from llambert.train import check as check_trainer
+from llambert.workdir import PLAN
 
 _SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
 _CLOCK = ((1.0, " h"), (1 / 60, " min"), (1 / 3600, " s"))  # of hours
+_DEVICES = {"gpu": "a GPU", "cpu": "a cluster without GPUs"}
 _MARGIN_TOKENS = 0.1  # of the tokens that an engine counted on some hundred records
 
 
@@ -39,6 +42,9 @@ class _Tokens:
 
 def make_plan(pipeline: Pipeline, measure: bool = False) -> dict[str, Any]:
     """Plan the whole run, as from nothing, and leave it in the workdir as plan/plan.json.
+
+    The last plan of these settings that was made before any of its models worked is kept beside,
+    whatever is planned later: the report holds the run against that one.
 
     Reads a part of the corpus and the models' tokenizers, in seconds, without Ray.
 
@@ -59,20 +65,40 @@ def make_plan(pipeline: Pipeline, measure: bool = False) -> dict[str, Any]:
     seen = survey(pipeline.corpus, config.sample.seed, config.plan.sample)
     (counted,) = pipeline.steps("corpus")
     if counted.manifest:
-        records = Range.exactly(counted.manifest.counts["out"])
-        seen = Survey(records, True, seen.read, seen.sample)
+        seen = replace(seen, records=Range.exactly(counted.manifest.counts["out"]))
     if not seen.sample.num_rows:
         raise UserError("the corpus has no record to label", "check corpus.path and corpus.text")
     rates = known_rates(config, workdir)
     missing = [kind for kind in _needed(config) if kind not in rates]
     if measure and missing:
+        if "annotate" in missing:
+            _say_what_is_asked(*to_ask(config, workdir, seen))
         with Lease(workdir), cluster.connection():
             check_resources(pipeline, ["train", "annotate"])
-            rates |= calibrate(config, workdir, missing, seen.sample)
+            rates |= calibrate(config, workdir, missing, seen)
     tokens = _tokens(config, seen, rates)
-    made = _reckon(pipeline, seen, tokens, rates)
-    workdir.plan.write_json(PLAN, made)
+    made = _reckon(pipeline, seen, tokens, rates, measure)
+    _keep(pipeline, made)
     return made
+
+
+def _say_what_is_asked(records: pa.Table, unused: int) -> None:
+    """What a calibration pays for, before it does."""
+    text = f"the LLM is asked about {records.num_rows:,} records"
+    if unused:
+        text += (
+            f", of which the run will not draw {unused:,}: too few that it will are among those "
+            "that were read and have no answer"
+        )
+    Console(stderr=True).print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _keep(pipeline: Pipeline, plan: dict[str, Any]) -> None:
+    workdir, made_for = pipeline.workdir, pipeline.config.planned_for
+    workdir.plan.write_json(PLAN, plan)
+    begun = set(plan["done"]) - {"corpus", "sample"}
+    if not begun or ("label" not in begun and workdir.plan_before(made_for) is None):
+        workdir.keep_plan(made_for, plan)
 
 
 def _needed(config: RunConfig) -> list[str]:
@@ -81,13 +107,12 @@ def _needed(config: RunConfig) -> list[str]:
 
 
 def _tokens(config: RunConfig, seen: Survey, rates: Mapping[str, Rate]) -> _Tokens:
-    texts = seen.sample["text"].to_pylist()
-    train, records = config.train, seen.records.expected
+    texts, train = seen.sample["text"].to_pylist(), config.train
     lengths = encoder_tokens(train.model, train.max_length, train.trust_remote_code, texts)
-    encoder = mean(lengths, records)
+    encoder = seen.mean(lengths)
     if config.annotate.engine == "recorded":
         return _Tokens(encoder, None, None)
-    prompt, answer = llm_tokens(config.annotate, config.task, texts, records)
+    prompt, answer = llm_tokens(config.annotate, config.task, seen)
     known = rates.get("annotate")
     if known and known.prompt_tokens and config.annotate.engine == "openai":
         prompt = Range.within(known.prompt_tokens, _MARGIN_TOKENS)
@@ -97,10 +122,10 @@ def _tokens(config: RunConfig, seen: Survey, rates: Mapping[str, Rate]) -> _Toke
 
 
 def _reckon(
-    pipeline: Pipeline, seen: Survey, tokens: _Tokens, rates: Mapping[str, Rate]
+    pipeline: Pipeline, seen: Survey, tokens: _Tokens, rates: Mapping[str, Rate], measured: bool
 ) -> dict[str, Any]:
     config = pipeline.config
-    prices = config.plan.prices
+    prices, work = config.plan.prices, _llambert(pipeline, seen, tokens)
     return plain(
         {
             "name": config.name,
@@ -117,9 +142,10 @@ def _reckon(
             },
             "prices": prices.model_dump(),
             "rates": {kind: as_json(rate) for kind, rate in rates.items()},
-            "llambert": estimate(_llambert(pipeline, seen, tokens), rates, prices),
+            "done": [stage for stage in work if pipeline.done(stage)],
+            "llambert": estimate(work, rates, prices),
             "llm_on_everything": estimate(_everything(config, seen, tokens), rates, prices),
-            "notes": [*_unknown(config, rates), *_assumptions(pipeline, seen, rates)],
+            "notes": [*_unknown(config, rates, measured), *_assumptions(pipeline, seen, rates)],
         }
     )
 
@@ -134,42 +160,50 @@ def _llambert(pipeline: Pipeline, seen: Survey, tokens: _Tokens) -> dict[str, Wo
     devices = Range(workers[0], workers[1], workers[1]) if workers else None
     test = Range.exactly(gold.test.num_rows)
 
-    def labelling(records: Range, passes: int) -> Work:
-        return Work(
-            *(records, "label", "encoder", tokens.encoder),
-            passes=passes,
-            devices=devices,
-            starts=passes,
-        )
-
+    measuring = models if gold.test.num_rows else 0  # by as many as where the rate was measured
+    encoder = ("label", "encoder", tokens.encoder)
     work = {
         "corpus": Work(seen.records),
         "sample": Work(drawn),
-        "annotate": _asking(config, drawn.plus(Range.exactly(asked)), tokens),
+        "annotate": asking(config, drawn.plus(Range.exactly(asked)), tokens.prompt, tokens.answer),
         "train": _training(pipeline, drawn, tokens),
-        "evaluate": labelling(test, models if gold.test.num_rows else 0),
-        "label": labelling(seen.records, 1),
+        "evaluate": Work(test, *encoder, passes=measuring, starts=measuring),
+        "label": Work(seen.records, *encoder, devices=devices),
     }
     if config.cascade:
-        doubted = seen.records.times(config.cascade.share).at_most(config.cascade.most)
-        doubted = doubted.plus(test.times(config.cascade.share))
-        work["cascade"] = _asking(config, doubted, tokens)
+        share = config.cascade.share
+        doubted = seen.records.times(share).at_most(config.cascade.most)
+        # of the gold records those that annotate did not ask, and at most as many as it did
+        measured = Range.exactly((gold.test.num_rows - asked) * share)
+        doubted = doubted.plus(measured.at_most(config.annotate.gold_records))
+        work["cascade"] = asking(config, doubted, tokens.prompt, tokens.answer)
     return work
 
 
-def _asking(config: RunConfig, records: Range, tokens: _Tokens, everything: bool = False) -> Work:
-    """The LLM's part. Recorded answers cost nothing, but there are none for everything."""
+def asking(
+    config: RunConfig,
+    records: Range,
+    prompt: Range | None,
+    answer: Range | None,
+    everything: bool = False,
+) -> Work:
+    """The LLM's part. Recorded answers cost nothing, but there are none for everything.
+
+    Args:
+        prompt, answer: their tokens, where they are known.
+    """
     annotate = config.annotate
     if annotate.engine == "recorded" and not everything:
         return Work(records)
     device = "endpoint" if annotate.engine == "openai" else "llm"
     low, high = (count * annotate.devices for count in annotate.replicas)
     devices = None if device == "endpoint" else Range(low, high, high)
-    return Work(records, "annotate", device, tokens.prompt, tokens.answer, devices=devices)
+    return Work(records, "annotate", device, prompt, answer, devices=devices)
 
 
 def _everything(config: RunConfig, seen: Survey, tokens: _Tokens) -> dict[str, Work]:
-    return {"annotate": _asking(config, seen.records, tokens, everything=True)}
+    prompt, answer = tokens.prompt, tokens.answer
+    return {"annotate": asking(config, seen.records, prompt, answer, everything=True)}
 
 
 def _training(pipeline: Pipeline, drawn: Range, tokens: _Tokens) -> Work:
@@ -188,11 +222,16 @@ def _training(pipeline: Pipeline, drawn: Range, tokens: _Tokens) -> Work:
     )
 
 
-def _unknown(config: RunConfig, rates: Mapping[str, Rate]) -> list[str]:
+def _unknown(config: RunConfig, rates: Mapping[str, Rate], measured: bool) -> list[str]:
     """What is missing for a complete plan, and how to come by it."""
     notes, prices = [], config.plan.prices
     missing = [kind for kind in _needed(config) if kind not in rates]
-    if missing:
+    if missing and measured:
+        notes.append(
+            f"The rates of {', '.join(missing)} could not be measured, for too little was left to "
+            "do: plan.rates would tell them, with their sources."
+        )
+    elif missing:
         notes.append(
             f"The rates of {', '.join(missing)} are not known: --calibrate measures them in some "
             "minutes on the run's own devices, and the run uses the LLM's answers to it; or give "
@@ -204,11 +243,15 @@ def _unknown(config: RunConfig, rates: Mapping[str, Rate]) -> list[str]:
         wanted |= {name: getattr(prices, name) for name in names}
     else:
         wanted["llm_device_hour"] = prices.llm_device_hour
+    if config.annotate.engine == "recorded":
+        notes.append(
+            "The answers are recorded: what the LLM took for them is not among LlamBERT's figures."
+        )
     if config.annotate.engine == "recorded" and "annotate" not in rates:
         del wanted["llm_device_hour"]
         notes.append(
-            "The answers are recorded and cost nothing. What the LLM would take for everything "
-            "plan.rates.annotate would tell, in records_per_s."
+            "What the LLM would take for everything plan.rates.annotate would tell, in "
+            "records_per_s."
         )
     if absent := [name for name, price in wanted.items() if price is None]:
         notes.append(f"Some cost is not told: plan.prices has no {', '.join(absent)}.")
@@ -222,8 +265,8 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
     notes = [
         f"Records: {how}; tokens were counted of {seen.sample.num_rows:,} of them. Ranges hold "
         "95 % of what such samples tell, and the margin of each rate.",
-        "A device is a GPU, or a worker on CPU. A stage holds as many as it may have, from its "
-        "start to its end. corpus, sample and report hold none and are not timed.",
+        "A device is a GPU; a cluster without GPUs is one device. A stage holds as many as it may "
+        "have, from its start to its end. corpus, sample and report hold none and are not timed.",
         "Every answer is taken to be a label, every record to have an id of its own.",
     ]
     known = rates.get("annotate")
@@ -231,7 +274,8 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
         notes.append("The endpoint's tokens are guessed: 3 to 5 characters of a text make one.")
     if stored := _stored(pipeline):
         notes.append(
-            f"{stored:,} answers of this LLM are stored already: the run asks for so many fewer."
+            f"{stored:,} answers of this LLM are stored already: the run does not ask again for "
+            "those that it draws."
         )
     return notes
 
@@ -264,7 +308,8 @@ def show(plan: Mapping[str, Any], where: str) -> None:
     console.print(_side_by_side(plan), style="bold")
     lines = []
     for kind, rate in plan["rates"].items():
-        per_s = f"{rate['per_s']:,.1f} {rate['unit']}/s of a device, within {rate['margin']:.0%}"
+        of = _DEVICES.get(rate.get("device"), "a device")
+        per_s = f"{rate['per_s']:,.1f} {rate['unit']}/s of {of}, within {rate['margin']:.0%}"
         lines.append(f"{kind}: {per_s}; {rate['source']}")
     for line in [*lines, *plan["notes"]]:
         console.print(f"- {line}", markup=False, soft_wrap=not console.is_terminal)

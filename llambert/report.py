@@ -8,8 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from llambert.cost import WORKING, cost
+from llambert.cost import cost
 from llambert.gates import Gate
+from llambert.held import WORKING, PricesConfig
+from llambert.held import figures as held_figures
 from llambert.parse import REJECTS
 from llambert.plan import compare
 from llambert.report_page import WORK, page
@@ -40,6 +42,7 @@ def report(
     gates: Iterable[Gate] = (),
     plan: Mapping[str, Any] | None = None,
     curve: Mapping[str, Any] | None = None,
+    prices: PricesConfig | None = None,
 ) -> Outcome:
     """Write report.json and index.html, which shows what is in report.json, to `folder`.
 
@@ -47,8 +50,9 @@ def report(
         made: the folder and manifest of every step of the run, by the step's title, in order.
         settings: the resolved run file, as plain values, and `commit`, what it was run from.
         gates: those that the run file sets, held to what was made.
-        plan: what `llambert plan` said of it, if it was asked.
+        plan: what `llambert plan` said of it before it began, if it was asked.
         curve: the learning curve, if one was measured.
+        prices: in which the run and the LLM alone are compared, where every one is known.
 
     Returns:
         An outcome whose counts are steps rather than records.
@@ -67,7 +71,7 @@ def report(
         "curve": curve,
         "mistakes": _mistakes(made["evaluate"][0], labelled_by),
         "rejects": _rejects(made["annotate"][0], made["sample"][0]),
-        "cost": cost(manifests),
+        "cost": cost(manifests, prices or PricesConfig()),
         "seconds": {title: manifest.seconds for title, manifest in manifests.items()},
         "work": {
             title: figures
@@ -79,8 +83,10 @@ def report(
         "settings": settings,
         "versions": manifests["label"].versions,
     }
-    if plan:
-        value["plan"] = compare(plan, list(manifests.values()))
+    if plan and (compared := compare(plan, list(manifests.values()))):
+        value["plan"] = compared
+        rates = {kind: rate["source"] for kind, rate in plan["rates"].items()}
+        value["planned"] = {"created": plan["created"], "rates": rates}
     folder.write_json("report.json", value)
     folder.write_bytes("index.html", page(value).encode())
     return Outcome({"in": len(made), "out": len(made), "dropped": {}})
@@ -149,7 +155,7 @@ def _step(folder: Folder, manifest: Manifest) -> dict[str, Any]:
 def _work(manifest: Manifest) -> dict[str, Any]:
     """How fast a step was and what it took: what its manifest tells, and nothing else."""
     figures = {}
-    details = manifest.details.get("cost", manifest.details)  # a cascade's is apart
+    details = held_figures(manifest)
     for name, (_, keys) in WORK.items():
         found = [v for v in (details.get(key) for key in keys) if v is not None]
         if found and not (name in _NO_COUNT and found[0] == 0):

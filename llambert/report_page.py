@@ -83,9 +83,11 @@ def _interval(bounds: Sequence[float], digits: int = 1) -> str:
 
 
 def _amount(amount: float, unit: str) -> str:
-    """Seconds on the clock, or GPU-seconds, as a person reads them."""
+    """Seconds on the clock, GPU-seconds or money, as a person reads them."""
     if unit == "seconds":
         return duration(amount)
+    if unit != "GPU-seconds":
+        return f"{amount:,.2f} {unit}" if amount >= 0.1 else f"{amount:.2g} {unit}"
     return f"{amount / 3600:,.2f} GPU-hours" if amount >= 360 else f"{amount:,.0f} GPU-seconds"
 
 

@@ -16,7 +16,7 @@ from llambert.storage import Folder, Outcome
 
 SAMPLED = "sample.parquet"
 
-_HASHES = 2**64
+HASHES = 2**64  # from 0 up: what a record's hash may be
 _SIGMAS = 6  # a threshold that gives too few has a chance of about one in a billion
 
 
@@ -68,7 +68,7 @@ def draw_sample(
     drawn = _below(_threshold(size, good_records), config.seed, corpus, inventory, progress)
     if drawn.num_rows < size:  # once in a billion runs, or the corpus has changed
         progress.begin(good_records, "drawing the sample again")
-        drawn = _below(_HASHES, config.seed, corpus, inventory, progress)
+        drawn = _below(HASHES, config.seed, corpus, inventory, progress)
     if drawn.num_rows < size:
         raise CountError(
             f"{good_records} good records were counted, but only {drawn.num_rows} are there now",
@@ -87,7 +87,7 @@ def _threshold(size: int, records: int) -> int:
     The number below a share p of all hashes is binomial, with a deviation under sqrt(p * records).
     """
     wanted = size + _SIGMAS * math.sqrt(size) + _SIGMAS**2
-    return _HASHES if wanted >= records else int(_HASHES * (wanted / records))
+    return HASHES if wanted >= records else int(HASHES * (wanted / records))
 
 
 def _below(
@@ -113,7 +113,7 @@ _DRAWN = pa.schema([pa.field("hash", pa.uint64()), *SAMPLE])
 def _pick(table: pa.Table, seed: int, threshold: int, counter: Counter) -> pa.Table:
     counter.add(table.num_rows)
     rows = hashed(table, seed)
-    if threshold >= _HASHES:
+    if threshold >= HASHES:
         return rows
     return rows.filter(pc.less(rows["hash"], pa.scalar(threshold, pa.uint64())))
 

@@ -23,7 +23,7 @@ from llambert.engines.prompts import load_tokenizer as load_llm_tokenizer
 from llambert.formats import COMPRESSIONS, SourceFile
 from llambert.plan import Range
 from llambert.records import Corpus, Source, read_positions
-from llambert.sample import hashed
+from llambert.sample import HASHES, hashed
 from llambert.task import TaskConfig, messages
 
 _READ_BYTES = 256 * 2**20  # of texts, read one after another: some seconds
@@ -32,6 +32,7 @@ _FILES = 8  # at least so many files, or parts of a Parquet file, share them
 _SHARE_BYTES = 64 * 2**20  # of a Parquet file, as stored
 _READERS = 16  # Parquet footers read at once: a store answers each in tens of milliseconds
 _Z = 1.96  # deviations to either end of a 95 % interval
+_MARGIN_ALONE = 1.0  # of a ratio by a single cluster, which says nothing of how clusters differ
 # Characters of a token, where the endpoint's tokenizer is not known: about 4 of English, says
 # https://help.openai.com/en/articles/4936856
 _CHARACTERS = Range(3.0, 4.0, 5.0)
@@ -46,14 +47,40 @@ class Survey:
     Attributes:
         records: good records, duplicates among them.
         whole: whether all of it was read.
-        sample: hash, id and text of the records read whose hashes are smallest, smallest first:
-            the first of those that the run will draw, as far as they were among those read.
+        sample: hash, id and text of the records read whose hashes are smallest, smallest first,
+            with the piece of the corpus and the batch that each was read in.
     """
 
     records: Range
     whole: bool
     read: int
     sample: pa.Table
+
+    def mean(self, values: NDArray[Any]) -> Range:
+        """The mean over the corpus of what the sample's records have; NaN is left out.
+
+        The sample is random among what was read. Where that is not all, its interval is that of
+        what was read, file by file, as the records' is.
+        """
+        counted = ~np.isnan(values)
+        values, rows = values[counted], self.sample.filter(pa.array(counted))
+        if self.whole:
+            return mean(values, self.records.expected)
+        pieces = rows["piece"].to_numpy()
+        of = pieces if len(np.unique(pieces)) > 1 else rows["batch"].to_numpy()
+        clusters = [(int((of == one).sum()), values[of == one].sum()) for one in np.unique(of)]
+        return ratio_total(clusters, 1.0)
+
+    def drawn(self, size: int) -> NDArray[np.bool_]:
+        """Which of the sample's records a run with `sample.size` `size` draws.
+
+        Of a corpus read in part these are the ones below the hash that its share reaches, which
+        is off by as much as the number of records is.
+        """
+        if self.whole:
+            return np.arange(self.sample.num_rows) < size
+        share = size / max(self.records.expected, size)
+        return self.sample["hash"].to_numpy().astype(np.float64) < share * HASHES
 
 
 def survey(corpus: Corpus, seed: int, size: int, limit: int = _READ_BYTES) -> Survey:
@@ -103,8 +130,8 @@ class _Reading:
     def __init__(self, seed: int, size: int) -> None:
         self.seen = self.good = self.bytes = 0
         self.whole = True
-        self.sample = hashed(pa.table({"id": pa.array([], pa.string()), "text": []}), seed)
         self._seed, self._most = seed, size
+        self.sample = self._hashed(pa.table({"id": pa.array([], pa.string()), "text": []}), 0, 0)
         self._pieces: list[tuple[int, int]] = []
         self._batches: list[tuple[int, int]] = []  # of the last piece
 
@@ -130,7 +157,7 @@ class _Reading:
                 marks.append((at, good))
                 at = position
             kept = table.filter(pc.is_null(table["refused"]))
-            self._keep(kept)
+            self._keep(self._hashed(kept, len(self._pieces), self.seen + rows))
             used += table["text"].nbytes
             rows, good = rows + table.num_rows, good + kept.num_rows
             if counts_rows:
@@ -141,9 +168,14 @@ class _Reading:
         self._batches = [(b[0] - a[0], b[1] - a[1]) for a, b in itertools.pairwise(marks)]
         self._pieces.append((marks[-1][0] - marks[0][0], marks[-1][1] - marks[0][1]))
 
-    def _keep(self, good: pa.Table) -> None:
-        """Let `good` into the sample, each id once."""
+    def _hashed(self, good: pa.Table, piece: int, batch: int) -> pa.Table:
         rows = hashed(good, self._seed)
+        for name, number in (("piece", piece), ("batch", batch)):
+            rows = rows.append_column(name, pa.array(np.full(rows.num_rows, number)))
+        return rows
+
+    def _keep(self, rows: pa.Table) -> None:
+        """Let `rows` into the sample, each id once."""
         if self.sample.num_rows == self._most:
             rows = rows.filter(pc.less(rows["hash"], self.sample["hash"][-1]))
         if not rows.num_rows:
@@ -154,8 +186,10 @@ class _Reading:
         self.sample = both.filter(pa.array(first)).slice(0, self._most).combine_chunks()
 
 
-def ratio_total(clusters: Sequence[tuple[int, int]], total: float) -> Range:
+def ratio_total(clusters: Sequence[tuple[float, float]], total: float) -> Range:
     """The good records in all, with a 95 % interval, by those of `clusters` (size, good).
+
+    A single cluster has no interval: what it says is taken to hold within a factor of two.
 
     Args:
         total: the size of all, in the unit of the clusters' sizes.
@@ -166,10 +200,11 @@ def ratio_total(clusters: Sequence[tuple[int, int]], total: float) -> Range:
     if not sizes.sum():
         return Range.exactly(0)
     ratio = good.sum() / sizes.sum()
-    n, half = len(sizes), 0.0
-    if n > 1:
-        scatter = float(((good - ratio * sizes) ** 2).sum())
-        half = float(t.ppf(0.975, n - 1)) * (n / (n - 1) * scatter) ** 0.5 / sizes.sum()
+    n = len(sizes)
+    if n == 1:
+        return Range.within(float(ratio) * total, _MARGIN_ALONE)
+    scatter = float(((good - ratio * sizes) ** 2).sum())
+    half = float(t.ppf(0.975, n - 1)) * (n / (n - 1) * scatter) ** 0.5 / sizes.sum()
     ends = (max(ratio - half, 0.0), ratio, ratio + half)
     return Range(*(float(end) * total for end in ends))
 
@@ -203,21 +238,19 @@ def mean(values: NDArray[Any], population: float) -> Range:
 
 def encoder_tokens(
     model: str, max_length: int, trust_remote_code: bool, texts: list[str]
-) -> NDArray[np.int64]:
-    """The tokens of each text, as the encoder reads it in training and labelling."""
+) -> NDArray[np.float64]:
+    """The number of tokens of each text, as the encoder reads it in training and labelling."""
     from transformers import AutoConfig
 
     folder = local_folder(model, weights=False)
     tokenizer = load_tokenizer(folder, trust_remote_code)
     config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     most = min(max_length, longest_input(config, tokenizer))
-    return np.array([len(tokens) for tokens in tokenize(tokenizer, texts, most)], np.int64)
+    return np.array([len(tokens) for tokens in tokenize(tokenizer, texts, most)], float)
 
 
-def llm_tokens(
-    config: AnnotateConfig, task: TaskConfig, texts: list[str], population: float
-) -> tuple[Range, Range]:
-    """Tokens of a prompt and of an answer, on average over a corpus of `population` records.
+def llm_tokens(config: AnnotateConfig, task: TaskConfig, seen: Survey) -> tuple[Range, Range]:
+    """Tokens of a prompt and of an answer, on average over the corpus.
 
     Of vllm the prompts are made as they will be, and an answer is taken to be a label. An
     endpoint's tokens are guessed from characters.
@@ -225,26 +258,27 @@ def llm_tokens(
     Raises:
         UserError: the prompt does not suit the model.
     """
+    texts = seen.sample["text"].to_pylist()
     if config.engine == "openai":
         chats = [messages(task, text[: config.openai.max_text_chars]) for text in texts]
-        chars = np.array([sum(len(turn["content"]) for turn in chat) for chat in chats])
+        chars = np.array([sum(len(turn["content"]) for turn in chat) for chat in chats], float)
         labels = np.array([len(label) for label in task.labels])
         answer = mean(labels, len(labels)).over(_CHARACTERS)
-        return mean(chars, population).over(_CHARACTERS), _answer(answer, config)
+        return seen.mean(chars).over(_CHARACTERS), _answer(answer, config)
     from transformers.utils import logging
 
     from llambert.engines.vllm import prompt_builder
 
     logging.set_verbosity_error()  # of texts beyond the window, which are cut
-    builder, counts = prompt_builder(config, task), []
-    for text in texts:
+    builder, counts = prompt_builder(config, task), np.full(len(texts), np.nan)
+    for i, text in enumerate(texts):
         try:
-            counts.append(len(builder.build(text).token_ids))
+            counts[i] = len(builder.build(text).token_ids)
         except ControlTokenError:  # the run refuses it likewise
             continue
     tokenizer = load_llm_tokenizer(config.model or "", config.trust_remote_code)
     lengths = [len(tokenizer(label, add_special_tokens=False).input_ids) for label in task.labels]
-    return mean(np.array(counts), population), _answer(mean(np.array(lengths), 0), config)
+    return seen.mean(counts), _answer(mean(np.array(lengths), 0), config)
 
 
 def _answer(label: Range, config: AnnotateConfig) -> Range:

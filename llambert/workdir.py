@@ -5,6 +5,7 @@ from typing import Any
 from llambert.storage import Folder
 
 CURVE = "curve.json"
+PLAN = "plan.json"
 ARTEFACTS = {  # the folders of a Workdir
     *("corpus", "sample", "annotations", "models", "evaluation"),
     *("labels", "cascade", "review", "quarantine", "gates", "report", "tracking"),
@@ -68,9 +69,19 @@ class Workdir(Folder):
     def curve(self) -> Folder:
         return self / "curve"
 
-    def measured_curve(self) -> dict[str, Any] | None:
-        """What `llambert curve` found, if it was run."""
-        return self.curve.read_json(CURVE) if self.curve.exists(CURVE) else None
+    def keep_plan(self, made_for: str, plan: dict[str, Any]) -> None:
+        """Keep a plan of a run that has not begun, to hold it against the run."""
+        self.plan.write_json(f"before-{made_for}.json", plan)
+
+    def plan_before(self, made_for: str) -> dict[str, Any] | None:
+        """The plan kept for a run with settings of this fingerprint; None where there is none."""
+        name = f"before-{made_for}.json"
+        return dict(self.plan.read_json(name)) if self.plan.exists(name) else None
+
+    def measured_curve(self, made_of: str) -> dict[str, Any] | None:
+        """What `llambert curve` found, if it was run on what has this fingerprint."""
+        manifest = self.curve.manifest()
+        return manifest.details if manifest and manifest.inputs.get("run") == made_of else None
 
     def nightly(self, model: str) -> Folder:
         return self / "nightly" / model

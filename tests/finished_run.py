@@ -174,6 +174,7 @@ def _train(who: str, seed: int) -> Manifest:
         "tokens": 4500,
         "training_seconds": 60.0,
         "device": "gpu",
+        "workers": 2,
         "device_seconds": 120.0,
     }
     return manifest("train", 900, details, made=f"{who}{seed}")
@@ -188,6 +189,7 @@ def _label() -> Manifest:
         "padding_share": 0.034,
         "seconds": 25.0,
         "device": "gpu",
+        "workers": 2,
         "device_seconds": 39.0,
     }
     return manifest("label", RECORDS, details, train="combined1")

@@ -52,11 +52,12 @@ def test_a_calibration_measures_every_rate_and_pays_for_no_answer_twice(tmp_path
         assert not server.requests()
 
         seen = survey(pipeline.corpus, config.sample.seed, config.plan.sample)
-        rates = calibrate(config, pipeline.workdir, KINDS, seen.sample)
+        rates = calibrate(config, pipeline.workdir, KINDS, seen)
         assert set(rates) == set(KINDS)
         assert all(rate.per_s > 0 for rate in rates.values())
         assert known_rates(config, pipeline.workdir) == rates
-        assert pipeline.workdir.plan.files() == ["calibration.json", "plan.json"]
+        kept = f"before-{config.planned_for}.json"
+        assert pipeline.workdir.plan.files() == [kept, "calibration.json", "plan.json"]
         assert pipeline.workdir.plan.folders() == []
 
         rows = {row["id"]: row["text"] for row in records.to_pylist()}

@@ -3,7 +3,17 @@
 import pytest
 
 from llambert.cost import cost
+from llambert.held import PricesConfig
 from llambert.storage import Manifest
+
+NO_PRICES = PricesConfig()
+PRICES = PricesConfig(
+    currency="EUR",
+    llm_device_hour=3.6,
+    encoder_device_hour=0.36,
+    million_prompt_tokens=100.0,
+    million_output_tokens=1000.0,
+)
 
 
 def manifest(stage: str, records: int, took: float, **details) -> Manifest:
@@ -29,7 +39,7 @@ def run(**changes) -> dict[str, Manifest]:
 
 
 def test_without_gpus_the_clock_counts():
-    told = cost(run())
+    told = cost(run(), NO_PRICES)
     assert told["unit"] == "seconds" and told["unknown"] is None
     assert {title: step["amount"] for title, step in told["steps"].items()} == {
         "annotate": 50,
@@ -51,24 +61,30 @@ def test_without_gpus_the_clock_counts():
 
 
 def test_on_gpus_their_seconds_count():
-    """The LLM holds two GPUs for all of its time; the encoder counts while it computes."""
+    """LLM and encoder hold two GPUs each from their start to their end, computing or waiting."""
     asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "device_seconds": 100.0}
     labelled = {"labelled_now": 1_000_000, "records_per_s": 1000.0, "device_seconds": 900.0}
-    told = cost(
-        run(
-            annotate=manifest("annotate", 100, 70, **asked, device="gpu"),
-            label=manifest("label", 1_000_000, 1020, **labelled, device="gpu"),
-            **{
-                "train llambert seed 1": manifest(
-                    "train", 100, 200, training_seconds=180, device_seconds=360, device="gpu"
-                )
-            },
-        )
+    trained = {"training_seconds": 180, "device_seconds": 360, "device": "gpu", "workers": 2}
+    made = run(
+        annotate=manifest("annotate", 100, 70, **asked, device="gpu"),
+        label=manifest("label", 1_000_000, 1020, **labelled, device="gpu", workers=2),
+        **{"train llambert seed 1": manifest("train", 100, 200, **trained)},
     )
+    told = cost(made, NO_PRICES)
     assert told["unit"] == "GPU-seconds"
-    assert told["amount"] == 100 + 360 + 900
-    assert told["per_record"] == {"llm": 0.2, "encoder": 0.0009}
+    assert told["amount"] == 100 + 400 + 2040
+    assert told["per_record"] == {"llm": 0.2, "encoder": 0.002}
     assert told["llm_only"]["amount"] == 2 * 40 + 0.2 * 1_000_000
+    in_money = cost(made, PRICES)  # 0.001 a second of the LLM's GPUs, 0.0001 of the encoder's
+    assert in_money["unit"] == "EUR"
+    assert in_money["amount"] == pytest.approx(0.1 + 0.244)
+    assert in_money["llm_only"]["amount"] == pytest.approx(0.08 + 200)
+    went_on = manifest("train", 100, 20, **trained)  # a crash before its last 20 s
+    told = cost(made | {"train llambert seed 1": went_on}, NO_PRICES)
+    assert told["steps"]["train llambert seed 1"]["amount"] == 360
+    old = manifest("label", 1_000_000, 1020, **labelled, device="gpu")
+    told = cost(made | {"label": old}, NO_PRICES)
+    assert told["unknown"] == "how many devices label held was not noted"
 
 
 def test_an_earlier_round_is_added_at_the_rate_of_the_last():
@@ -80,23 +96,41 @@ def test_an_earlier_round_is_added_at_the_rate_of_the_last():
             annotate=manifest("annotate", 100, 44, **asked),
             label=manifest("label", 1_000_000, 420, **labelled),
             cascade=manifest("cascade", 1_000_000, 60, cost=again),
-        )
+        ),
+        NO_PRICES,
     )
     steps = told["steps"]
     assert (steps["annotate"]["records"], steps["annotate"]["measured"]) == (100, 40)
     assert steps["annotate"]["amount"] == 44 + 60 * 0.1
     assert steps["label"]["amount"] == 420 + 600
-    assert (steps["cascade"]["records"], steps["cascade"]["amount"]) == (300, 60 + 20)
+    assert (steps["cascade"]["records"], steps["cascade"]["amount"]) == (300, 50 + 20)
     assert told["llm_answers"] == 400
     # the cascade's 300 answers go up with the corpus, and what it took beside them does not
-    fixed = 50 + 200 + 20 + (60 + 20 - 30) - 40
+    fixed = 50 + 200 + 20 + (50 + 20 - 30) - 40
     assert told["break_even_records"] == round(fixed / (0.1 - 0.001 - 0.1 * 300 / 1_000_000))
     assert told["llm_only"]["amount"] == 40 + 100_000
 
 
 def test_a_cascade_that_needed_no_further_answer_costs_none():
-    told = cost(run(cascade=manifest("cascade", 1_000_000, 60, cost={"answers": 0, "asked": 0})))
+    nothing = {"answers": 0, "asked": 0}
+    told = cost(run(cascade=manifest("cascade", 1_000_000, 60, cost=nothing)), NO_PRICES)
     assert told["unknown"] is None and told["amount"] == 1270
+
+
+def test_a_round_that_asked_nothing_goes_by_the_last_that_did():
+    """Parsed anew, with another 60 answers of rounds before; a cascade whose answers were there."""
+    last = {"asked": 40, "seconds": 44.0, "records_per_s": 10.0, "device": "cpu"}
+    made = run(
+        annotate=manifest("annotate", 100, 1, asked=0, last_round=last),
+        cascade=manifest("cascade", 1_000_000, 60, cost={"answers": 300, "asked": 0}),
+    )
+    told = cost(made, NO_PRICES)
+    steps = told["steps"]
+    assert (steps["annotate"]["amount"], steps["annotate"]["measured"]) == (44 + 60 * 0.1, 40)
+    assert (steps["cascade"]["amount"], steps["cascade"]["measured"]) == (30, 0)
+    assert told["llm_only"]["amount"] == 40 + 100_000 and told["share"] is not None
+    fewer = run(annotate=manifest("annotate", 10, 1, asked=0, last_round=last))
+    assert cost(fewer, NO_PRICES)["steps"]["annotate"]["amount"] == 40 + 10 * 0.1
 
 
 @pytest.mark.parametrize(
@@ -108,7 +142,7 @@ def test_a_cascade_that_needed_no_further_answer_costs_none():
     ],
 )
 def test_what_is_not_known_is_not_guessed(changes, why):
-    told = cost(run(**changes))
+    told = cost(run(**changes), NO_PRICES)
     assert why in told["unknown"]
     assert told["amount"] is told["share"] is told["llm_only"]["amount"] is None
     assert told["steps"]["annotate"]["amount"] is None
@@ -117,15 +151,36 @@ def test_what_is_not_known_is_not_guessed(changes, why):
 
 def test_an_endpoint_elsewhere_has_no_devices_here():
     asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "prompt_tokens": 2000}
-    trained = {"training_seconds": 180, "device_seconds": 360, "device": "gpu"}
-    told = cost(
-        run(
-            annotate=manifest("annotate", 100, 50, **asked),
-            label=manifest("label", 1000, 1, labelled_now=1000, device="gpu", device_seconds=0.9),
-            **{"train llambert seed 1": manifest("train", 100, 200, **trained)},
-        )
+    gpu = {"device": "gpu", "workers": 2}
+    made = run(
+        annotate=manifest("annotate", 100, 50, **asked),
+        label=manifest("label", 1000, 1, labelled_now=1000, records_per_s=2000.0, **gpu),
+        **{"train llambert seed 1": manifest("train", 100, 200, training_seconds=180, **gpu)},
     )
-    assert told["unknown"] == "annotate did not run on this cluster's devices"
-    assert [step["amount"] for step in told["steps"].values()] == [None, 360, 0.9]
+    told = cost(made, NO_PRICES)
+    assert told["unknown"].startswith("annotate did not run on this cluster's devices")
+    assert [step["amount"] for step in told["steps"].values()] == [None, 400, 2]
     llm_only = {"records": 1000, "amount": None, "prompt_tokens": 20_000}
     assert told["amount"] is None and told["llm_only"] == llm_only
+
+    paid = cost(made, PRICES)
+    assert (paid["unit"], paid["unknown"]) == ("EUR", None)
+    assert paid["steps"]["annotate"]["amount"] == pytest.approx(2000 * 100 / 1e6)
+    assert paid["amount"] == pytest.approx(0.2 + 402 * 0.0001)
+    assert paid["llm_only"]["amount"] == pytest.approx(2)
+    assert paid["per_record"]["llm"] == pytest.approx(0.002)
+    # of 1,000 records 0.1 is labelling, which costs 0.0001 each; the rest stays as it is
+    growing = 0.0001 * 2 / 2000
+    assert paid["break_even_records"] == round((0.2402 - 1000 * growing) / (0.002 - growing))
+    silent = made["annotate"].details | {"prompt_tokens": 0}
+    untold = cost(made | {"annotate": manifest("annotate", 100, 50, **silent)}, PRICES)
+    assert untold["unit"] == "GPU-seconds" and untold["amount"] is None
+
+
+def test_an_llm_on_gpus_and_an_encoder_without_compare_in_money_alone():
+    asked = {"asked": 100, "seconds": 50.0, "records_per_s": 10.0, "device_seconds": 50.0}
+    made = run(annotate=manifest("annotate", 100, 50, **asked, device="gpu"))
+    assert cost(made, NO_PRICES)["unknown"] == "not all steps ran on the same kind of device"
+    told = cost(made, PRICES)
+    assert told["amount"] == pytest.approx(50 * 0.001 + 1220 * 0.0001)
+    assert told["share"] == pytest.approx(told["amount"] / (100_040 * 0.001))

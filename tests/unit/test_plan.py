@@ -3,7 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
-from llambert.plan import PricesConfig, Range, Rate, RateConfig, Work, compare, estimate
+from llambert.held import PricesConfig
+from llambert.plan import Range, Rate, RateConfig, Work, compare, estimate
 from llambert.planner import _cell
 from llambert.storage import Manifest
 
@@ -97,9 +98,9 @@ def test_a_rate_has_one_unit(units):
         RateConfig(tokens_per_s=1)
 
 
-def manifest(stage: str, records: int, seconds: float, **details) -> Manifest:
+def manifest(stage: str, records: int, took: float, **details) -> Manifest:
     counts = {"in": records, "out": records, "dropped": {}}
-    return Manifest(stage, "f", "f", counts, seconds, details)
+    return Manifest(stage, "f", "f", counts, took, details)
 
 
 def planned() -> dict:
@@ -115,7 +116,8 @@ def planned() -> dict:
 
 def test_plan_against_actual():
     asked = {"asked": 9000, "prompt_tokens": 3_500_000, "output_tokens": 100_000}
-    labelled = {"tokens": 9_000_000, "device_seconds": 1800.0, "workers": 3}
+    labelled = {"tokens": 9_000_000, "device_seconds": 1800.0, "workers": 3, "device": "gpu"}
+    asked |= {"seconds": 1215.0, "device": "gpu"}
     made = [
         manifest("corpus", 90_000, 5.0),
         manifest("sample", 9000, 5.0),
@@ -140,6 +142,7 @@ def test_plan_against_actual():
 def test_a_round_that_found_answers_is_held_against_its_share_of_the_plan():
     """Two thirds of the answers were there: 1/3 of a GPU's hour and the start of 8 are left."""
     details = {"asked": 3000, "prompt_tokens": 3_510_000, "output_tokens": 90_000}
+    details |= {"seconds": 510.0, "device": "gpu"}
     made = [manifest("annotate", 9000, 510.0, **details, device_seconds=4080.0)]
     found = compare(planned(), made)["annotate"]
     assert found["device_hours"]["planned"]["expected"] == pytest.approx(1 / 3 + 0.8, rel=1e-5)
@@ -147,6 +150,10 @@ def test_a_round_that_found_answers_is_held_against_its_share_of_the_plan():
     assert set(found) == {"records", "tokens", "device_hours", "hours", "cost"}
     none = [manifest("annotate", 9000, 1.0, **{**details, "asked": 0})]
     assert set(compare(planned(), none)["annotate"]) == {"records", "tokens"}
+    parsed_anew = {"last_round": details | {"device_seconds": 4080.0}}
+    again = [manifest("annotate", 9000, 1.0, **{**details, "asked": 0}, **parsed_anew)]
+    assert compare(planned(), again)["annotate"] == found
+    assert compare(planned() | {"done": ["annotate"]}, made) == {}
 
 
 def test_an_endpoint_was_paid_by_its_tokens():
@@ -158,6 +165,25 @@ def test_an_endpoint_was_paid_by_its_tokens():
     found = compare(plan, [manifest("annotate", 100, 9.0, **details)])["annotate"]
     assert found["cost"] == {"planned": exactly(0.062), "actual": 0.124, "ratio": 2.0}
     assert set(found) == {"records", "tokens", "cost"}
+    silent = manifest("annotate", 100, 9.0, asked=100, prompt_tokens=0, output_tokens=0)
+    assert set(compare(plan, [silent])["annotate"]) == {"records"}
+
+
+def test_a_training_that_went_on_after_a_crash_is_told_whole():
+    work = Work(Range.exactly(1000), "train", "encoder", Range.exactly(100))
+    rate = Rate("tokens", 1000.0, "a benchmark", margin=0.0, start_s=0.0)
+    plan = {"llambert": estimate({"train": work}, {"train": rate}, PRICES)}
+    plan["prices"] = PRICES.model_dump()
+    details = {"training_seconds": 200.0, "device": "gpu", "workers": 2, "tokens": 100_000}
+    found = compare(plan, [manifest("train", 1000, 20.0, **details)])["train"]
+    assert found["hours"]["ratio"] == 2.0 and found["device_hours"]["ratio"] == 4.0
+
+
+def test_a_cluster_without_gpus_is_one_device():
+    work = Work(*(Range.exactly(1000), "label", "encoder"), devices=Range(1, 2, 2))
+    rate = Rate("records", 10.0, "a calibration", margin=0.0, device="cpu")
+    stage = estimate({"label": work}, {"label": rate}, PRICES)["stages"]["label"]
+    assert stage["hours"] == stage["device_hours"] and stage["devices"] == 1
 
 
 @pytest.mark.parametrize(

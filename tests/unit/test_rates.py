@@ -1,10 +1,15 @@
 """Which rate a plan goes by, and what stages' own figures say of it; by hand-made manifests."""
 
+import pyarrow as pa
+
 from llambert.annotate import annotator_id
 from llambert.config import RunConfig
-from llambert.plan import Rate, as_json
-from llambert.rates import _key, annotate_rate, known_rates, label_rate, train_rate
-from llambert.storage import Manifest
+from llambert.plan import Range, Rate, as_json
+from llambert.rates import _key, annotate_rate, known_rates, label_rate, to_ask, train_rate
+from llambert.sample import HASHES
+from llambert.schema import RESPONSE
+from llambert.storage import Manifest, text_hash
+from llambert.survey import Survey
 from llambert.workdir import Workdir
 
 ASKED = {
@@ -17,20 +22,25 @@ ASKED = {
     "device": "gpu",
     "devices_per_replica": 4,
     "replicas": [1, 2],
+    "device_seconds": 1280.0,
 }
 TRAINED = {
-    "epochs": [{"epoch": 1, "seconds": 30.0}, {"epoch": 2, "seconds": 50.0}],
+    "epochs": [
+        {"epoch": 1, "seconds": 25.0, "validation_seconds": 5.0},
+        {"epoch": 2, "seconds": 40.0, "validation_seconds": 10.0},
+    ],
     "tokens": 100_000,
     "training_records": 450,
     "workers": 2,
-    "device_seconds": 100.0,
-    "settings": {"model": "an/encoder", "max_length": 128},
+    "device": "gpu",
+    "settings": {"model": "an/encoder", "max_length": 128, "dtype": "auto"},
 }
 LABELLED = {
     "labelled_now": 9000,
     "records_per_s": 100.0,
     "tokens_per_s": 10_000.0,
     "workers": 2,
+    "device": "gpu",
 }
 
 
@@ -38,17 +48,18 @@ def test_the_llms_rate_is_of_one_device_and_without_the_start():
     rate = annotate_rate(ASKED, 1000)
     assert (rate.unit, rate.per_s, rate.start_s, rate.records) == ("tokens", 375.0, 60.0, 1000)
     assert (rate.prompt_tokens, rate.output_tokens) == (290.0, 10.0)
+    assert (rate.device, rate.devices) == ("gpu", 8)
 
 
 def test_an_endpoints_rate_is_in_records_of_all_of_it():
     http = {k: v for k, v in ASKED.items() if k not in ("device", "devices_per_replica")}
-    del http["replicas"]
+    del http["replicas"], http["device_seconds"]
     rate = annotate_rate({**http, "failed": 500}, 1000)
     assert (rate.unit, rate.per_s, rate.prompt_tokens) == ("records", 10.0, 580.0)
     assert annotate_rate({"asked": 0, "prompt_tokens": 9, "output_tokens": 9}, 9) is None
 
 
-def test_a_trainings_rate_with_and_without_its_first_epoch():
+def test_validating_takes_its_part_of_a_training_and_is_no_start():
     whole = train_rate(TRAINED, seconds=80.0)
     assert (whole.per_s, whole.start_s, whole.records) == (1000.0, 30.0, 900)
     steady = train_rate(TRAINED, seconds=80.0, steady=True)
@@ -60,6 +71,16 @@ def test_the_labellers_rate_is_of_one_of_them_and_without_the_start():
     assert (rate.per_s, rate.devices) == (5000.0, 2)
     assert (rate.start_s, rate.records) == (10.0, 9000)
     assert label_rate({"labelled_now": 0}, 1.0) is None
+
+
+def test_a_cluster_without_gpus_is_one_device_whatever_its_workers():
+    cpu = {"device": "cpu"}
+    label = label_rate({**LABELLED, **cpu}, seconds=100.0)
+    assert (label.per_s, label.device, label.devices) == (10_000.0, "cpu", 1)
+    train = train_rate({**TRAINED, **cpu}, seconds=80.0)
+    assert (train.per_s, train.devices) == (2000.0, 1)
+    llm = annotate_rate({**ASKED, **cpu}, 1000)
+    assert (llm.per_s, llm.devices) == (3000.0, 1)
 
 
 def config(tmp_path, **plan) -> RunConfig:
@@ -79,7 +100,31 @@ def config(tmp_path, **plan) -> RunConfig:
 
 def finish(folder, stage: str, output: str, details: dict) -> None:
     counts = {"in": 1000, "out": 1000, "dropped": {}}
-    folder.finish(Manifest(stage, "f", output, counts, 100.0, details))
+    named = {"label.dtype": "auto"} if stage == "label" else {}
+    folder.finish(Manifest(stage, "f", output, counts, 100.0, details, settings=named))
+
+
+def test_a_calibration_asks_what_has_no_answer_and_the_run_draws(tmp_path):
+    """Of a corpus of 4,000 records 1,000 are drawn, those with hashes below a quarter."""
+    run, workdir = config(tmp_path), Workdir(str(tmp_path))
+    run = run.model_copy(update={"sample": run.sample.model_copy(update={"size": 1000})})
+    rows = {
+        "hash": pa.array([i * (HASHES // 400) for i in range(400)], pa.uint64()),
+        "id": [f"r{i:03d}" for i in range(400)],
+        "text": [f"text {i}" for i in range(400)],
+    }
+    seen = Survey(Range.exactly(4000), False, 400, pa.table(rows))
+    records, unused = to_ask(run, workdir, seen)
+    assert (records["id"].to_pylist(), unused) == (rows["id"][:100], 0)
+
+    answered = workdir.annotations(annotator_id(run.annotate, run.task)) / "responses"
+    stored = [
+        {"id": id, "text_hash": text_hash(text), "response": "good"}
+        for id, text in zip(rows["id"][:70], rows["text"][:70], strict=True)
+    ]
+    answered.write_table("round-0001.parquet", pa.Table.from_pylist(stored, schema=RESPONSE))
+    records, unused = to_ask(run, workdir, seen)
+    assert (records["id"].to_pylist(), unused) == (rows["id"][70:134], 34)
 
 
 def test_where_a_rate_is_from(tmp_path):
@@ -88,13 +133,18 @@ def test_where_a_rate_is_from(tmp_path):
     assert known_rates(run, workdir) == {}
     finish(workdir.model("llambert", 1), "train", "w1", TRAINED)
     finish(workdir.labels("w1"), "label", "l1", LABELLED)
-    other = {**TRAINED, "settings": {"model": "another", "max_length": 128}, "tokens": 9}
+    other = {**TRAINED, "settings": {**TRAINED["settings"], "model": "another"}, "tokens": 9}
     finish(workdir.model("llambert", 2), "train", "w2", other)
     finish(workdir.labels("w2"), "label", "l2", {**LABELLED, "labelled_now": 99_000})
     found = known_rates(run, workdir)
     assert set(found) == {"train", "label"}
     assert found["train"].per_s == 1000.0 and found["train"].source.startswith("an earlier run")
     assert found["label"].records == 9000
+    frozen = run.model_copy(update={"train": run.train.model_copy(update={"freeze_encoder": True})})
+    assert set(known_rates(frozen, workdir)) == {"label"}  # a head alone trains faster
+    assert _key(frozen, "train") != _key(run, "train") and _key(frozen, "label") == _key(
+        run, "label"
+    )
 
     small = Rate("tokens", 1.0, "a calibration", 0.5, records=50)
     large = Rate("tokens", 2.0, "a calibration", 0.5, records=50_000, output_tokens=3.5)

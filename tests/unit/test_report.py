@@ -4,12 +4,14 @@ import json
 from html.parser import HTMLParser
 
 import pyarrow as pa
+import pytest
 
 from llambert.gates import Gate
+from llambert.held import PricesConfig
 from llambert.interval import wilson_interval
+from llambert.plan import Range, Rate, Work, as_json, estimate
 from llambert.report import report
 from llambert.storage import Folder
-from llambert.workdir import Workdir
 from tests.finished_run import RECORDS, finished_run, manifest, settings, write_curve
 
 HOSTILE = "<script>alert(1)</script>"
@@ -44,15 +46,24 @@ class Page(HTMLParser):
             self.rows[-1][-1] += " ".join(data.split())
 
 
-def write(tmp_path, name="films", mark="", labels=("negative", "positive"), gates=(), **changes):
+def write(
+    tmp_path,
+    name="films",
+    mark="",
+    labels=("negative", "positive"),
+    gates=(),
+    curve=None,
+    prices=None,
+    **changes,
+):
     """report.json and the page of a finished run, with manifests changed or (None) left out."""
     made = finished_run(tmp_path, mark, labels)
     for title, each in changes.items():
         made[title] = (made.get(title, (Folder(str(tmp_path / title)), None))[0], each)
     made = {title: pair for title, pair in made.items() if pair[1]}
     folder = Folder(str(tmp_path / "report"))
-    curve = Workdir(str(tmp_path)).measured_curve()
-    outcome = report(name, made, settings(mark, labels), folder, gates, curve=curve)
+    told = settings(mark, labels)
+    outcome = report(name, made, told, folder, gates, curve=curve, prices=prices)
     assert outcome.counts == {"in": len(made), "out": len(made), "dropped": {}}
     value = json.loads(folder.read_bytes("report.json"))
     return value, Page(folder.read_bytes("index.html").decode())
@@ -70,13 +81,45 @@ def test_the_answer_comes_first(tmp_path):
         "accuracy_interval": combined["accuracy_interval"],
         "gold_records": 600,
     }
-    # annotate 191, six trainings of 120 and label 39 GPU-seconds
-    assert value["cost"]["amount"] == 191 + 6 * 120 + 39
+    # annotate 191, six trainings of 120 and label 50 GPU-seconds, each from its start to its end
+    assert value["cost"]["amount"] == 191 + 6 * 120 + 50
     answer, _ = page.words.split("Flow", 1)
     assert "100,000 records labelled" in answer
     assert f"{100 * combined['accuracy']:.1f} % right against gold" in answer
     assert f"at {100 * value['cost']['share']:.1f} % of what the LLM alone" in answer
     assert "annotate : 1 request failed" in answer  # a warning
+    assert "Both are counted alike" in answer
+
+
+def test_in_money_where_every_price_is_known(tmp_path):
+    prices = PricesConfig(currency="EUR", llm_device_hour=36.0, encoder_device_hour=3.6)
+    value, page = write(tmp_path, prices=prices)
+    assert value["cost"]["unit"] == "EUR"
+    assert value["cost"]["amount"] == pytest.approx(191 * 0.01 + (6 * 120 + 50) * 0.001)
+    assert "With training and labelling that took 2.68 EUR." in page.words
+    assert "A thousand further records cost 1.16 EUR by the LLM" in page.words
+
+
+def test_a_plan_made_before_is_shown_with_its_rates(tmp_path):
+    rate = Rate("tokens", 1000.0, "our benchmark of May", margin=0.0, device="gpu")
+    work = Work(Range.exactly(1000), "annotate", "llm", Range.exactly(100), Range.exactly(2))
+    plan = {
+        "created": "2031-05-06T07:08:09+00:00",
+        "rates": {"annotate": as_json(rate)},
+        "prices": PricesConfig().model_dump(),
+        "done": [],
+        "llambert": estimate({"annotate": work}, {"annotate": rate}, PricesConfig()),
+    }
+    made, folder = finished_run(tmp_path), Folder(str(tmp_path / "report"))
+    report("films", made, settings(), folder, plan=plan)
+    page = Page(folder.read_bytes("index.html").decode())
+    assert "Planned on 2031-05-06 07:08 UTC" in page.words
+    assert "our benchmark of May (annotate)" in page.words
+    value = folder.read_json("report.json")
+    planned, actual = 102 / 3600, 191 / 3600  # device-hours
+    assert value["plan"]["annotate"]["device_hours"]["ratio"] == pytest.approx(
+        actual / planned, abs=0.001
+    )
 
 
 def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
@@ -96,7 +139,7 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
     value, page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))
     assert value["answer"]["accuracy"] == 0.925
     assert value["answer"]["decided_by_llm"] == 4900
-    assert value["cost"]["amount"] == 191 + 6 * 120 + 39 + 640
+    assert value["cost"]["amount"] == 191 + 6 * 120 + 50 + 640
     assert value["cost"]["llm_answers"] == 6000
     assert ["encoder, then LLM", "92.50 %", "90.00\u201394.50 %"] in page.rows
 
@@ -229,7 +272,7 @@ def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
     _, page = write(tmp_path)
     assert page.tags.count("svg") == 3
     told = write_curve(tmp_path)
-    value, page = write(tmp_path)
+    value, page = write(tmp_path, curve=told)
     assert value["curve"] == told and page.tags.count("svg") == 4
     assert "llambert: 200 records are enough" in page.words
 

@@ -13,7 +13,7 @@ import pytest
 from llambert import sample
 from llambert.plan import Range
 from llambert.records import CorpusConfig, open_corpus, read_all
-from llambert.survey import mean, ratio_total, survey
+from llambert.survey import Survey, mean, ratio_total, survey
 
 FILES, EACH = 12, 3000
 SEED = 7
@@ -104,7 +104,7 @@ def test_the_interval_of_a_ratio():
     assert expected == pytest.approx(300)
     half = 4.302653 * (3 / 2 * 8) ** 0.5 / 60 * 600
     assert (low, high) == (pytest.approx(300 - half), pytest.approx(300 + half))
-    assert ratio_total([(10, 5)], 100) == Range.exactly(50)
+    assert ratio_total([(10, 5)], 100) == (25, 50, 100)  # nothing tells how others would differ
     assert ratio_total([], 100) == Range.exactly(0)
 
 
@@ -115,3 +115,32 @@ def test_a_mean_has_its_interval_unless_all_was_seen():
     assert (low, expected, high) == pytest.approx((2.5 - half, 2.5, 2.5 + half))
     assert mean(values, 8)[2] == pytest.approx(2.5 + half * 0.5**0.5)
     assert mean(values, 4) == Range.exactly(2.5)
+
+
+def in_part(pieces: list[int], batches: list[int], records: float, hashes=()) -> Survey:
+    """A corpus of which so many records were read, each in its piece and batch."""
+    columns = {"piece": pieces, "batch": batches}
+    columns["hash"] = pa.array(hashes or range(len(pieces)), pa.uint64())
+    return Survey(Range.exactly(records), False, len(pieces), pa.table(columns))
+
+
+def test_the_files_of_a_corpus_read_in_part_decide_how_sure_a_mean_is():
+    """Two files whose texts differ: the records of each are alike, and tell nothing of others."""
+    tokens = np.array([10.0, 10.0, 10.0, 20.0, 20.0, 20.0])
+    seen = in_part([0, 0, 0, 1, 1, 1], [0, 1, 2, 3, 4, 5], 1e6)
+    assert seen.mean(tokens) == ratio_total([(3, 30), (3, 60)], 1.0)
+    assert seen.mean(tokens).high > 60
+    alone = in_part([0] * 6, [0, 0, 0, 1, 1, 1], 1e6)  # one file: then its batches
+    assert alone.mean(tokens) == seen.mean(tokens)
+    skipped = np.where(tokens > 15, np.nan, tokens)
+    assert seen.mean(skipped)[1] == 10
+    assert in_part([0] * 6, [0] * 6, 1e6).mean(tokens) == (7.5, 15, 30)
+
+
+def test_which_records_a_run_will_draw():
+    quarter = sample.HASHES // 4
+    seen = in_part([0] * 4, [0] * 4, 1000, [5, quarter - 2**20, quarter + 2**20, 3 * quarter])
+    assert seen.drawn(250).tolist() == [True, True, False, False]
+    assert seen.drawn(5000).tolist() == [True] * 4
+    whole = Survey(seen.records, True, seen.read, seen.sample)
+    assert whole.drawn(3).tolist() == [True, True, True, False]
