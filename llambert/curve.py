@@ -9,7 +9,7 @@ larger sample, another size or another seed adds only what is new.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import pyarrow as pa
@@ -20,12 +20,16 @@ from llambert.config import RunConfig
 from llambert.curve_plot import draw
 from llambert.errors import UserError
 from llambert.gold import first_by_hash, without
+from llambert.held import devices, held
 from llambert.interval import student_interval
 from llambert.lease import Lease
 from llambert.pipeline import Pipeline
+from llambert.plan import Range, estimate
+from llambert.planner import asking
 from llambert.power_law import LEAST_RECORDS, Point, doublings, look_ahead
 from llambert.preflight import fits
 from llambert.progress import Progress
+from llambert.rates import known_rates
 from llambert.schema import GOLD
 from llambert.step import Step, check_writable, made, output, run_step
 from llambert.storage import Outcome
@@ -173,6 +177,7 @@ class Curve:
             return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
 
         inputs = {step.title: output(step) for step in trials.values()}
+        inputs["run"] = self._pipeline.curve_of()
         return Step("curve", "curve", self.folder, run, inputs, self._gain)
 
     def _warn_of_the_failed(self, found: _Found) -> None:
@@ -204,6 +209,7 @@ class Curve:
         for size in self._sizes[variant]:
             by_seed = {seed: found[variant, size, seed] for seed in self._config.curve.seeds}
             each = list(by_seed.values())
+            held_by = devices("train", each[0])
             rows.append(
                 {
                     "records": size,
@@ -211,48 +217,65 @@ class Curve:
                     "accuracy_interval": _interval(each),
                     "seeds": {str(seed): one["accuracy"] for seed, one in by_seed.items()},
                     "training_seconds": _mean(each, "training_seconds"),
-                    "device_seconds": _mean(each, "device_seconds"),
+                    "device_seconds": _mean(each, "training_seconds") * (held_by or 1),
                     "device": each[0]["device"],
                 }
             )
         return rows
 
     def _cost(self, variant: str, last: dict[str, Any]) -> dict[str, Any]:
-        """What twice the largest size takes: further labels, the LLM for them, one training."""
-        size = last["records"]
+        """What twice the largest size takes: further labels, the LLM for them, one training.
+
+        All starts are left out. `cost`, in `currency`, is null where a rate or price is missing.
+        """
+        size, prices = last["records"], self._config.plan.prices
+        hour = prices.encoder_device_hour
+        money = None if hour is None else 2 * last["device_seconds"] / 3600 * hour
         cost = {
             "further_records": size,
             "training_seconds": 2 * last["training_seconds"],
             "training_device_seconds": 2 * last["device_seconds"],
             "training_device": last["device"],
+            "currency": prices.currency,
+            "cost": money,
         }
-        return cost if variant == "baseline" else cost | self._asking(size)
+        if variant == "baseline":
+            return cost
+        asked = self._asking(size)
+        llm = asked["llm_cost"]
+        return cost | asked | {"cost": None if money is None or llm is None else money + llm}
 
     def _asking(self, size: int) -> dict[str, Any]:
-        """The LLM's part of the cost of `size` further annotations.
+        """The LLM's part of the cost of `size` further annotations, as a plan would tell it.
 
-        `llm_seconds` and `llm_device_seconds` leave out the engine's start; they are None where
-        no LLM of ours was at work, or its rate is not known.
+        `llm_seconds`, `llm_device_seconds` and `llm_cost` are None where no LLM of ours was at
+        work, or its rate or price is not known.
         """
         (annotate,), (sample,) = (self._pipeline.steps(s) for s in ("annotate", "sample"))
         done, corpus = made(annotate), made(sample).counts["in"]
         answers = round(size * done.counts["in"] / done.counts["out"])
         if 2 * answers > corpus:
             self._warnings.append(f"the corpus has {corpus:,} records, too few for the doubling")
-        details = done.details
-        recorded = self._config.annotate.engine == "recorded"
-        seconds = answers / details["records_per_s"] if details.get("records_per_s") else None
-        devices = details.get("devices_per_replica", 0) * details.get("replicas", [0, 0])[1]
-        each = {
-            name: round(details[name] * answers / done.counts["in"])
-            for name in ("prompt_tokens", "output_tokens")
-        }
+        asked = held(done)
+        prompt, answer = asked.prompt_tokens / asked.records, asked.output_tokens / asked.records
+        tokens = [Range.exactly(each) if each else None for each in (prompt, answer)]
+        work = asking(self._config, Range.exactly(answers), tokens[0], tokens[1])
+        rates = known_rates(self._config, self._pipeline.workdir)
+        found = estimate({"annotate": replace(work, starts=0)}, rates, self._config.plan.prices)[
+            "stages"
+        ]["annotate"]
+        rate = rates.get(work.rate)
+        hours, device_hours, money = (
+            found[name] and found[name]["expected"] for name in ("hours", "device_hours", "cost")
+        )
         return {
             "answers": answers,
-            "llm_seconds": None if recorded else seconds,
-            "llm_device_seconds": seconds * devices if seconds and devices else None,
-            "llm_device": details.get("device"),
-            **each,
+            "llm_seconds": hours and 3600 * hours,
+            "llm_device_seconds": device_hours and 3600 * device_hours,
+            "llm_device": rate and rate.device,
+            "llm_cost": money,
+            "prompt_tokens": round(prompt * answers),
+            "output_tokens": round(answer * answers),
         }
 
 

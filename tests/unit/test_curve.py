@@ -13,6 +13,7 @@ from llambert.config import RunConfig
 from llambert.curve import Curve
 from llambert.errors import UserError
 from llambert.pipeline import Pipeline
+from llambert.plan import PlanConfig
 from llambert.power_law import CurveConfig
 from llambert.progress import Progress
 from llambert.schema import ANNOTATION
@@ -25,11 +26,16 @@ REJECTED = 30
 FIGURES = {
     "prompt_tokens": 100 * ASKED,
     "output_tokens": 2 * ASKED,
+    "asked": ASKED,
+    "seconds": 40.0,
     "records_per_s": 10.0,
+    "tokens_per_s": 1020.0,
     "device": "gpu",
     "devices_per_replica": 4,
     "replicas": [1, 2],
+    "device_seconds": 320.0,
 }
+PRICES = {"currency": "EUR", "llm_device_hour": 3.6, "encoder_device_hour": 0.36}
 
 
 def run_file(folder: Path, gold: dict[str, Any] | None, **curve: Any) -> RunConfig:
@@ -46,7 +52,10 @@ def run_file(folder: Path, gold: dict[str, Any] | None, **curve: Any) -> RunConf
         "corpus": {"path": str(folder / "corpus"), "id": "id"},
         "gold": gold and {name: str(folder / file) for name, file in gold.items()},
         "sample": {"size": ASKED},
-        "annotate": {"engine": "vllm", "model": "an/llm"},
+        "annotate": {
+            **{"engine": "vllm", "model": "an/llm"},
+            **{"tensor_parallel_size": 4, "replicas": [1, 2]},
+        },
         "train": {"model": "an/encoder"},
         "curve": curve,
     }
@@ -117,12 +126,22 @@ def test_what_a_doubling_costs(tmp_path):
     cost = curve._cost("llambert", last)
     assert cost["answers"] == 300  # nine in ten have a label
     assert cost["prompt_tokens"] == 30_000 and cost["output_tokens"] == 600
-    assert cost["llm_seconds"] == 30 and cost["llm_device_seconds"] == 240  # of 2 x 4 GPUs
+    assert cost["llm_seconds"] == pytest.approx(30)  # its start left out
+    assert cost["llm_device_seconds"] == pytest.approx(240)  # of 2 x 4 GPUs
+    assert cost["llm_device"] == "gpu" and cost["cost"] is None
     assert cost["training_seconds"] == 16 and cost["training_device_seconds"] == 32
     assert not curve._warnings
     assert curve._cost("llambert", last | {"records": 540})["answers"] == 600
     assert "1,000 records, too few" in curve._warnings[0]
     assert "answers" not in curve._cost("baseline", last)
+
+    known = {"annotate": {"records_per_s": 1.0, "device": "gpu", "source": "a benchmark"}}
+    plan = PlanConfig(prices=PRICES, rates=known)
+    priced = Curve(config.model_copy(update={"plan": plan}), 0.005)
+    cost = priced._cost("llambert", last)
+    assert cost["llm_device_seconds"] == pytest.approx(300)  # by the rate that is given
+    assert (cost["cost"], cost["currency"]) == (pytest.approx(300 * 0.001 + 32 * 0.0001), "EUR")
+    assert priced._cost("baseline", last)["cost"] == pytest.approx(0.0032)
 
 
 def test_what_a_curve_wants(tmp_path):
@@ -160,3 +179,10 @@ def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
     assert json.loads((curve / "curve.json").read_text())["variants"].keys() == {"llambert"}
     assert json.loads((curve / "manifest.json").read_text())["counts"]["in"] == 8
     assert (curve / "curve.svg").read_bytes().startswith(b"<?xml")
+
+    pipeline = Pipeline(config)
+    stored = pipeline.workdir.measured_curve(pipeline.curve_of())
+    assert stored == json.loads((curve / "curve.json").read_text())
+    train = config.train.model_copy(update={"learning_rate": 1e-3})
+    other = Pipeline(config.model_copy(update={"train": train}))
+    assert other.workdir.measured_curve(other.curve_of()) is None  # of another encoder
