@@ -9,13 +9,13 @@ whatever grows: the share, or the sample.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from llambert.asked import GoldTest
 from llambert.classify import LIGHT_CPUS
 from llambert.errors import CountError
 from llambert.interval import wilson_interval
@@ -47,28 +47,6 @@ class CascadeConfig(Section):
         description="Most records that the LLM is asked, whatever the share. They are held in the "
         "driver's memory with their texts, as the sample is.",
     )
-
-
-LABELLED_GOLD = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("id", "text", "gold", "label")),
-        pa.field("confidence", pa.float32()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class GoldTest:
-    """The gold test records as the encoder that labelled the corpus labelled them.
-
-    `predictions` has the columns of LABELLED_GOLD, in an order that has nothing to do with their
-    labels; `known` the LLM's label, or None for an answer that was rejected, of those that
-    annotate asked about, by id; `most` is how many others the LLM may be asked.
-    """
-
-    predictions: pa.Table
-    known: dict[str, str | None]
-    most: int
 
 
 def cascade(

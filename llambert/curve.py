@@ -15,7 +15,6 @@ from typing import Any
 import pyarrow as pa
 
 from llambert import cluster
-from llambert.asked import annotated_sample
 from llambert.config import RunConfig
 from llambert.curve_plot import draw
 from llambert.errors import UserError
@@ -107,9 +106,7 @@ class Curve:
                 "the curve needs what annotate makes, which is missing or stale",
                 "`llambert run CONFIG --until annotate` makes it",
             )
-        sample = self._pipeline.workdir.sample.read_table("sample.parquet")
-        annotations = step.folder.read_table("annotations.parquet", ["id", "label"])
-        records, _ = annotated_sample(sample, annotations, self._pipeline.gold.test)
+        records, _ = self._pipeline.asked.annotated_sample()
         return records.select(GOLD.names)
 
     def _sizes_of(self, variant: str) -> list[int]:
