@@ -107,18 +107,12 @@ def track(
     experiment = config.mlflow.experiment or name
     progress.begin(None, f"logging to MLflow at {_public(uri)}")
     params, found = parameters(settings), metrics(report.read_json("report.json"))
-    now = int(1000 * time.time())
     try:
-        from mlflow.entities import Metric, Param
         from mlflow.tracking import MlflowClient
 
         client = MlflowClient(uri)
         run_id = _begin(client, experiment, name, key)
-        client.log_batch(
-            run_id,
-            metrics=[Metric(metric, value, now, 0) for metric, value in found.items()],
-            params=[Param(param, value) for param, value in params.items()],
-        )
+        _log_figures(client, run_id, params, found)
         _log_files(client, run_id, run_file, report)
         client.set_terminated(run_id)
     except Exception as error:  # whatever its client and the network raise, the remedy is the same
@@ -138,6 +132,19 @@ def _begin(client: Any, experiment: str, name: str, key: str) -> str:
         client.delete_run(earlier.info.run_id)
     run_id: str = client.create_run(place, run_name=name, tags={_KEY: key}).info.run_id
     return run_id
+
+
+def _log_figures(
+    client: Any, run_id: str, params: Mapping[str, str], found: Mapping[str, float]
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(1000 * time.time())
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in found.items()],
+        params=[Param(name, value) for name, value in params.items()],
+    )
 
 
 def _log_files(client: Any, run_id: str, run_file: str, report: Folder) -> None:
@@ -170,14 +177,15 @@ def parameters(section: Section, prefix: str = "") -> dict[str, str]:
 
 
 def metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a report.json, by names such as evaluation/llm/accuracy."""
+    """The figures of a report.json, by names such as evaluation/llm/accuracy.
+
+    What an earlier version's report does not have is left out.
+    """
+    plain = ("answer", "evaluation", "cost", "plan", "work", "seconds")
     steps = {k: v["counts"] for k, v in report.items() if isinstance(v, dict) and "counts" in v}
-    chosen = {
-        "evaluation": report["evaluation"],
+    chosen = {name: report.get(name) for name in plain} | {
         "cascade": (report.get("cascade") or {}).get("gold"),
-        "gates": {gate["name"]: gate["figure"] for gate in report["gates"]},
-        "work": report["work"],
-        "seconds": report["seconds"],
+        "gates": {gate["name"]: gate["figure"] for gate in report.get("gates", [])},
         "counts": steps,
     }
     return dict(_leaves(chosen, ""))

@@ -114,10 +114,8 @@ class TrainConfig(Section):
 
     def what_matters(self) -> dict[str, Any]:
         """The settings that change what is learned, and not only how fast."""
-        matters = self.model_dump(exclude=_NOT_IN_IDENTITY | {"workers"})
-        if not self.freeze_encoder:
-            del matters["freeze_encoder"]  # what was trained before there was this field stays done
-        return matters
+        later = set() if self.freeze_encoder else {"freeze_encoder"}  # older trainings stay done
+        return self.model_dump(exclude=_NOT_IN_IDENTITY | {"workers"} | later)
 
     @model_validator(mode="after")
     def _adds_up(self) -> "TrainConfig":
