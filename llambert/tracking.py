@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from llambert.errors import StageError, UserError
 from llambert.progress import Progress
 from llambert.section import Section
-from llambert.storage import Folder, Outcome
+from llambert.storage import Folder, Outcome, public
 
 _URI = "MLFLOW_TRACKING_URI"
 _ENVIRONMENT = {  # unless the environment says otherwise
@@ -43,7 +43,7 @@ class MlflowConfig(Section):
     @field_validator("tracking_uri")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
-        if uri and _public(uri) != uri:
+        if uri and public(uri) != uri:
             raise ValueError(  # without the value
                 "holds a user or a password, which would be stored: export "
                 f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as {_URI}"
@@ -105,7 +105,7 @@ def track(
         os.environ.setdefault(variable, value)
     uri = config.mlflow.tracking_uri or os.environ[_URI]
     experiment = config.mlflow.experiment or name
-    progress.begin(None, f"logging to MLflow at {_public(uri)}")
+    progress.begin(None, f"logging to MLflow at {public(uri)}")
     params, found = parameters(settings), metrics(report.read_json("report.json"))
     try:
         from mlflow.tracking import MlflowClient
@@ -117,10 +117,10 @@ def track(
         client.set_terminated(run_id)
     except Exception as error:  # whatever its client and the network raise, the remedy is the same
         raise StageError(
-            f"cannot log to MLflow at {_public(uri)!r}: {_public(str(error))}",
+            f"cannot log to MLflow at {public(uri)!r}: {public(str(error))}",
             "labels and report are done; the same command tries again, and does nothing else",
         ) from error
-    details = {"experiment": experiment, "run_id": run_id, "tracking_uri": _public(uri)}
+    details = {"experiment": experiment, "run_id": run_id, "tracking_uri": public(uri)}
     return Outcome({"in": len(found), "out": len(found), "dropped": {}}, details)
 
 
@@ -206,8 +206,3 @@ def _part(key: str) -> str:
     """`key` with what MLflow takes in a metric's name: a label may be any text."""
     kept = re.sub(r"[^\w.: -]", "_", key)
     return kept if kept.strip(". ") else f"_{kept}"
-
-
-def _public(text: str) -> str:
-    """`text`, a URI or a message with some, without the users and passwords that they hold."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

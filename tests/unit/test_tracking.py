@@ -13,7 +13,7 @@ from llambert.errors import UserError
 from llambert.gates import Gate
 from llambert.plan import PricesConfig, Range, Work, estimate
 from llambert.report import report
-from llambert.storage import Folder
+from llambert.storage import Folder, public
 from llambert.tracking import MlflowConfig, TrackingConfig, metrics, parameters
 from tests.finished_run import finished_run, settings
 
@@ -106,14 +106,14 @@ def test_a_password_is_refused_and_not_repeated(uri):
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as raised:
         MlflowConfig(tracking_uri=uri)
     assert "which would be stored" in raised.value.errors()[0]["msg"]
-    assert tracking._public(uri) in ("http://host:5000", "postgresql://host/db")
+    assert public(uri) in ("http://host:5000", "postgresql://host/db")
     said = "API request to {}/api failed, ask me@host"
-    assert tracking._public(said.format(uri)) == said.format(tracking._public(uri))
+    assert public(said.format(uri)) == said.format(public(uri))
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000/a@b", "sqlite:////tmp/a@b.db", "databricks"])
 def test_what_holds_no_password_is_taken_as_it_is(uri):
-    assert MlflowConfig(tracking_uri=uri).tracking_uri == tracking._public(uri) == uri
+    assert MlflowConfig(tracking_uri=uri).tracking_uri == public(uri) == uri
 
 
 def test_what_is_missing_is_said_before_the_run(monkeypatch):
