@@ -19,6 +19,7 @@ from llambert.asked import GoldTest
 from llambert.classify import LIGHT_CPUS
 from llambert.errors import CountError
 from llambert.interval import wilson_interval
+from llambert.measures import exact_mcnemar
 from llambert.progress import Counter, Progress
 from llambert.records import Corpus
 from llambert.schema import SAMPLE
@@ -232,7 +233,8 @@ def _accuracies(
 ) -> dict[str, Any] | None:
     """The encoder alone and the cascade against gold, on `predictions`; None without any.
 
-    `mended` and `spoilt` are the records that the LLM put right and wrong.
+    `mended` and `spoilt` are the records that the LLM put right and wrong, `p_value` is that of
+    McNemar's exact test of the two.
     """
     if not predictions.num_rows:
         return None
@@ -242,13 +244,16 @@ def _accuracies(
     both = [answer or label for answer, label in zip(llm, alone, strict=True)]
     before = [a == b for a, b in zip(alone, truth, strict=True)]
     after = [a == b for a, b in zip(both, truth, strict=True)]
+    mended = sum(not a and b for a, b in zip(before, after, strict=True))
+    spoilt = sum(a and not b for a, b in zip(before, after, strict=True))
     return {
         "records": len(truth),
         "asked": len(asked),
         "answered": sum(answer is not None for answer in llm),
         "changed": sum(a != b for a, b in zip(alone, both, strict=True)),
-        "mended": sum(not a and b for a, b in zip(before, after, strict=True)),
-        "spoilt": sum(a and not b for a, b in zip(before, after, strict=True)),
+        "mended": mended,
+        "spoilt": spoilt,
+        "p_value": exact_mcnemar(mended, spoilt),
         "encoder": _accuracy(before),
         "cascade": _accuracy(after),
     }

@@ -87,7 +87,7 @@ def test_accuracy_with_and_without_the_llm():
         "answered": 3,
         "changed": 2,
     }
-    assert (figures["mended"], figures["spoilt"]) == (1, 1)
+    assert (figures["mended"], figures["spoilt"], figures["p_value"]) == (1, 1, 1.0)
     assert figures["encoder"]["accuracy"] == figures["cascade"]["accuracy"] == 3 / 5
     none = LABELLED_GOLD.empty_table()
     assert cascade._accuracies(none, none, {}) is None

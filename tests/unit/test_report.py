@@ -7,6 +7,7 @@ import pyarrow as pa
 
 from llambert.gates import Gate
 from llambert.interval import wilson_interval
+from llambert.measures import exact_mcnemar
 from llambert.report import report
 from llambert.storage import Folder
 from llambert.workdir import Workdir
@@ -85,6 +86,7 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
         "answered": 50,
         "mended": 20,
         "spoilt": 5,
+        "p_value": exact_mcnemar(20, 5),
         "encoder": {"accuracy": 0.9, "accuracy_interval": [0.87, 0.92]},
         "cascade": {"accuracy": 0.925, "accuracy_interval": [0.9, 0.945]},
     }
@@ -99,6 +101,14 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
     assert value["cost"]["amount"] == 191 + 6 * 120 + 39 + 640
     assert value["cost"]["llm_answers"] == 6000
     assert ["encoder, then LLM", "92.50 %", "90.00\u201394.50 %"] in page.rows
+    tested = "it put 20 right and 5 wrong{} (McNemar's exact test, p {})."
+    assert tested.format(": more than chance", "= 0.004") in page.words
+    gold["p_value"] = exact_mcnemar(4, 4)
+    page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))[1]
+    assert tested.format(": that may be chance", "= 1.000") in page.words
+    del gold["p_value"]  # as an earlier version left it
+    page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))[1]
+    assert "it put 20 right and 5 wrong." in page.words
 
 
 def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
