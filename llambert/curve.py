@@ -148,7 +148,10 @@ class Curve:
         def run(progress: Progress) -> Outcome:
             found = {trial: made(step).details for trial, step in trials.items()}
             points = {variant: self._points(variant, found) for variant in self._sizes}
-            ahead = {variant: look_ahead(each, self._gain) for variant, each in points.items()}
+            ahead = {
+                variant: look_ahead(each, self._gain, self._chance)
+                for variant, each in points.items()
+            }
             self._warn_of_the_failed(found)
             details = {
                 "against": self.against,
@@ -172,20 +175,22 @@ class Curve:
         inputs = {step.title: output(step) for step in trials.values()}
         return Step("curve", "curve", self.folder, run, inputs, self._gain)
 
+    @property
+    def _chance(self) -> float:
+        """The accuracy of one label for every record, at which a training that fails ends."""
+        return Counter(self._test["label"].to_pylist()).most_common(1)[0][1] / self._test.num_rows
+
     def _warn_of_the_failed(self, found: _Found) -> None:
-        """A training may end at one label for every record, and drags its size's mean down."""
-        frequent = Counter(self._test["label"].to_pylist()).most_common(1)[0][1]
-        share = frequent / self._test.num_rows
         failed = [
             f"{variant} {size:,} seed {seed}"
             for (variant, size, seed), details in found.items()
-            if details["accuracy"] <= share
+            if details["accuracy"] <= self._chance
         ]
         if failed:
             self._warnings.append(
                 f"{len(failed)} of {len(found)} trainings did no better than one label for all: "
-                f"{', '.join(failed[:5])}; another train.learning_rate or more train.epochs may "
-                "help"
+                f"{', '.join(failed[:5])}; the law leaves them out, and another "
+                "train.learning_rate or more train.epochs may help"
             )
 
     def _points(self, variant: str, found: _Found) -> list[Point]:

@@ -95,6 +95,38 @@ def test_a_curve_that_does_not_rise_has_no_law(slope):
     assert ahead.enough == 200 and ahead.advice.startswith("stop: 200 records are enough")
 
 
+def test_a_curve_that_falls_brings_nothing():
+    ahead = look_ahead(line(-0.05, 0.004), 0.005)
+    assert ahead.advice == "stop: 200 records are enough, a doubling brings at most 0 points"
+
+
+def test_trainings_that_failed_are_left_out_of_the_law():
+    law, sizes = Law(1.0, 0.5, 0.1), [200, 400, 800, 1600, 3200]
+    points = along(law, sizes, spread=0.002)
+    whole = look_ahead(points, 0.01, 0.5)
+    for place, failed in ((0, 1), (0, 2), (4, 1), (4, 2)):  # one of three seeds, all but one
+        kept = points[place].accuracies[failed:]
+        with_them, without = list(points), list(points)
+        with_them[place] = Point(sizes[place], (*[0.5] * failed, *kept))
+        without[place] = Point(sizes[place], kept)
+        ahead = look_ahead(with_them, 0.01, 0.5)
+        assert ahead == look_ahead(without, 0.01) and ahead.accuracy_interval
+        assert ahead.accuracy == pytest.approx(whole.accuracy, abs=0.005)
+    none = [Point(3200, (0.5, 0.5, 0.4)) if p.size == 3200 else p for p in points]
+    ahead = look_ahead(none, 0.001, 0.5)
+    assert ahead.size == 6400 and ahead.law.error(3200) == pytest.approx(law.error(3200), abs=0.01)
+    assert "go on to 6,400 records" in ahead.advice
+    assert "there are 0" in look_ahead([Point(n, (0.5,)) for n in sizes], 0.01, 0.5).why
+
+
+def test_a_tiny_gain_is_only_past_what_can_be_foretold():
+    for law in (Law(0.3, 0.02, 0.0), Law(9.0, 0.021, 0.01)):
+        assert law.enough(1e-12) > 1e100
+    assert Law(0.0, 0.5, 0.1).enough(0.01) == 0
+    ahead = look_ahead(along(Law(0.3, 0.02, 0.0), [200, 400, 800, 1600]), 1e-12)
+    assert ahead.enough == 6400 and ahead.advice.startswith("go on to 3,200 records")
+
+
 def test_trainings_that_differ_more_than_the_sizes_say_nothing():
     ahead = look_ahead(line(0.01, 0.15), 0.005)
     assert ahead.law is None and ahead.enough is None
