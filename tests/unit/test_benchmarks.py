@@ -1,16 +1,12 @@
 """What the benchmarks work out by themselves: parts, flipped labels, claims."""
 
 import os
-import sys
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from imdb_splits import split
 from noise import flipped
 from paper_runs import _written

@@ -4,35 +4,13 @@ import math
 
 import numpy as np
 import pytest
+from learning_curve import published
+from paper import CURVE
 from pydantic import ValidationError
-from scipy.stats import t
 
 from llambert.curve_command import lines
 from llambert.curve_plot import draw
 from llambert.power_law import CurveConfig, Law, Outlook, Point, doublings, fit_law, look_ahead
-
-# RoBERTa-large on IMDb, mean and 95 % half-interval of 5 seeds, %: arXiv 2403.15938
-PAPER = {
-    "gold": {
-        **{200: (94.07, 0.51), 400: (94.38, 0.52), 800: (94.76, 0.29), 1600: (95.21, 0.35)},
-        **{3200: (95.49, 0.06), 6400: (95.86, 0.10), 12800: (96.17, 0.05), 25000: (96.58, 0.19)},
-    },
-    "llm": {
-        **{200: (94.03, 0.28), 400: (94.08, 0.37), 800: (94.33, 0.45), 1600: (94.44, 0.31)},
-        **{3200: (94.74, 0.10), 6400: (94.80, 0.07), 12800: (94.85, 0.07), 25000: (94.77, 0.04)},
-    },
-}
-
-
-def published(labels: str, most: int) -> list[Point]:
-    """Five values with the published mean and interval, of every size up to `most`."""
-    shape = np.linspace(-1, 1, 5) / np.std(np.linspace(-1, 1, 5), ddof=1)
-    spread = {n: half / t.ppf(0.975, 4) * 5**0.5 for n, (_, half) in PAPER[labels].items()}
-    return [
-        Point(n, tuple((mean + spread[n] * shape) / 100))
-        for n, (mean, _) in PAPER[labels].items()
-        if n <= most
-    ]
 
 
 def along(law: Law, sizes: list[int], seeds: int = 3, spread: float = 0.0) -> list[Point]:
@@ -54,7 +32,7 @@ def test_a_law_is_found_again(law):
 def test_the_papers_gold_curve_is_foretold(most):
     """Every next doubling, from what came before, to a tenth of a point or within the interval."""
     ahead = look_ahead(published("gold", most), 0.003)
-    measured, half = PAPER["gold"].get(2 * most, PAPER["gold"][25000])
+    measured, half = CURVE["gold"].get(2 * most, CURVE["gold"][25000])
     low, high = (100 * each for each in ahead.accuracy_interval)
     assert 100 * ahead.accuracy == pytest.approx(measured, abs=0.17)
     assert low - half < measured < high + half
