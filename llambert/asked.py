@@ -33,9 +33,6 @@ class GoldTest:
     most: int
 
 
-NO_GOLD_TEST = GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
-
-
 @dataclass(frozen=True)
 class Asked:
     """Sample and gold of one run, and what its annotator said of them."""

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from llambert import STAGES
-from llambert.curve_command import curve
 from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
 from llambert.errors import LlambertError, UserError
 
@@ -94,9 +93,6 @@ for _name, _summary_line in {
     _stage_command(_name, _summary_line)
 
 
-cli.add_command(curve)
-
-
 @cli.command()
 @_config
 @_settings
@@ -166,6 +162,29 @@ def plan(config: str, overrides: tuple[str, ...], calibrate: bool) -> None:
 
     pipeline = _pipeline(config, overrides)
     show(make_plan(pipeline, calibrate), f"{pipeline.workdir.plan.uri}/plan.json")
+
+
+@cli.command()
+@_config
+@_settings
+@click.option(
+    "--gain",
+    default=0.5,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Points of accuracy that twice the annotations must win to be worth it.",
+)
+def curve(config: str, overrides: tuple[str, ...], gain: float) -> None:
+    """Measure how many annotations are enough.
+
+    Encoders are trained on ever larger parts of the annotated sample. A power law fitted to their
+    accuracies says what the next doubling would bring, and where to stop.
+    """
+    from llambert.config import load
+    from llambert.curve import Curve, show, tell
+
+    found = Curve(load(config, overrides), gain / 100)
+    show(found.run(tell), f"{found.folder.uri}/curve.svg")
 
 
 @cli.command("config")

@@ -8,23 +8,24 @@ larger sample, another size or another seed adds only what is new.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+import click
 import pyarrow as pa
 
 from llambert import cluster
 from llambert.config import RunConfig
-from llambert.curve_plot import draw
 from llambert.errors import UserError
 from llambert.gold import first_by_hash, without
-from llambert.interval import student_interval
 from llambert.lease import Lease
+from llambert.measures import over_seeds
 from llambert.pipeline import Pipeline
 from llambert.power_law import LEAST_RECORDS, Point, doublings, look_ahead
 from llambert.preflight import fits
-from llambert.progress import Progress
+from llambert.progress import Progress, duration
+from llambert.report_plots import curve_file
 from llambert.schema import GOLD
 from llambert.step import Step, check_writable, made, output, run_step
 from llambert.storage import Outcome
@@ -59,7 +60,7 @@ class Curve:
         if "llambert" in variants or not gold.test.num_rows:
             annotated = self._annotated()
         if not gold.test.num_rows:
-            # The first ones: a larger sample holds back the same
+            # The first ones: once a fifth is more, a larger sample holds back the same
             held = min(config.curve.held_back, annotated.num_rows // 5)
             self._test, annotated = annotated.slice(0, held), annotated.slice(held)
             self.against = f"{held:,} of the LLM's own labels, held back as there is no gold"
@@ -167,8 +168,7 @@ class Curve:
                 },
                 "warnings": self._warnings,
             }
-            drawn = {variant: (points[variant], ahead[variant]) for variant in points}
-            self.folder.write_bytes("curve.svg", draw(drawn, self.against))
+            self.folder.write_bytes("curve.svg", curve_file(details))
             self.folder.write_json(CURVE, details)
             return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
 
@@ -205,12 +205,12 @@ class Curve:
         rows = []
         for size in self._sizes[variant]:
             by_seed = {seed: found[variant, size, seed] for seed in self._config.curve.seeds}
-            each = list(by_seed.values())
+            each, measured = list(by_seed.values()), over_seeds(by_seed)
             rows.append(
                 {
                     "records": size,
-                    "accuracy": _mean(each, "accuracy"),
-                    "accuracy_interval": _interval(each),
+                    "accuracy": measured["accuracy"],
+                    "accuracy_interval": measured["accuracy_interval"],
                     "seeds": {str(seed): one["accuracy"] for seed, one in by_seed.items()},
                     "training_seconds": _mean(each, "training_seconds"),
                     "device_seconds": _mean(each, "device_seconds"),
@@ -258,14 +258,69 @@ class Curve:
         }
 
 
-def _interval(found: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """95 %, of the mean over seeds; for one seed that of the test set."""
-    if len(found) == 1:
-        low, high = found[0]["accuracy_interval"]
-    else:
-        low, high = student_interval([one["accuracy"] for one in found])
-    return max(low, 0.0), min(high, 1.0)
-
-
 def _mean(found: Sequence[dict[str, Any]], name: str) -> float:
     return sum(one[name] for one in found) / len(found)
+
+
+def tell(left: int, title: str, figures: Mapping[str, Any]) -> None:
+    """Print what one training came to, and how many are left."""
+    seconds = duration(figures["training_seconds"])
+    click.echo(f"{title:<40} {100 * figures['accuracy']:6.2f} %  {seconds}  ({left} to go)")
+
+
+def show(figures: Mapping[str, Any], where: str) -> None:
+    """Print the content of curve.json as a person reads it, and where the picture lies."""
+    for line in [*_lines(figures), where]:
+        click.echo(line)
+
+
+def _lines(figures: Mapping[str, Any]) -> list[str]:
+    told = [f"accuracy against {figures['against']}, and its 95 % interval over seeds"]
+    for variant, each in figures["variants"].items():
+        told += ["", f"{variant:<12}{'records':>9}   accuracy                   one training"]
+        told += [_row(row) for row in each["sizes"]]
+        told += _outlook(each, 100 * figures["wanted_gain"])
+    return told + [f"note: {warning}" for warning in figures["warnings"]]
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    interval = _percent(row["accuracy_interval"])
+    seconds = f"{row['training_seconds']:,.1f} s on {row['device']}"
+    return f"{row['records']:>21,}   {100 * row['accuracy']:5.2f} %  {interval:<17} {seconds}"
+
+
+def _outlook(figures: Mapping[str, Any], gain: float) -> list[str]:
+    ahead, law = figures["outlook"], figures["outlook"]["law"]
+    if law is None:
+        return [f"  no law is fitted: {ahead['why']}", f"  {ahead['advice']}"]
+    between = f" ({_percent(ahead['gain_interval'])})" if ahead["gain_interval"] else ""
+    return [
+        f"  error in % = {100 * law['a']:.3g} n^-{law['b']:.3g} + {100 * law['c']:.3g}",
+        f"  the next doubling, to {ahead['size']:,}, would bring {100 * ahead['gain']:+.2f} points"
+        f"{between}, to {100 * ahead['accuracy']:.2f} %",
+        f"  and take {_price(figures['doubling_costs'])}",
+        f"  {ahead['advice']}",
+    ]
+
+
+def _price(cost: Mapping[str, Any]) -> str:
+    what = f"{cost['further_records']:,} further gold labels"
+    if "answers" in cost:
+        what = f"{cost['answers']:,} further answers of the LLM"
+        if cost["prompt_tokens"]:
+            what += (
+                f", {cost['prompt_tokens']:,} prompt and {cost['output_tokens']:,} output tokens"
+            )
+        if cost["llm_seconds"]:
+            what += f", {cost['llm_seconds']:,.0f} s of it"
+        if cost["llm_device_seconds"]:
+            what += f" ({cost['llm_device_seconds']:,.0f} {cost['llm_device']}-seconds)"
+    return (
+        f"{what}, and a training of {cost['training_seconds']:,.0f} s "
+        f"({cost['training_device_seconds']:,.0f} {cost['training_device']}-seconds)"
+    )
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * low:.2f} to {100 * high:.2f}"

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from llambert import STAGES
 from llambert.annotate import annotate, annotator_id, check_answered
-from llambert.asked import NO_GOLD_TEST, Asked, GoldTest
+from llambert.asked import LABELLED_GOLD, Asked, GoldTest
 from llambert.cascade import LABELS, cascade
 from llambert.config import RunConfig, dump
 from llambert.corpus import inspect_corpus
@@ -324,7 +324,7 @@ class Pipeline:
         best = self._best()
         assert best is not None and best[0].unit is not None
         if not self.gold.test.num_rows:
-            return NO_GOLD_TEST
+            return GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
         return self.asked.gold_test(read_predictions(self.workdir.evaluation, *best[0].unit))
 
     @once

@@ -52,7 +52,7 @@ class CurveConfig(Section):
         1000,
         ge=10,
         description="Annotations to measure with where there is no gold test set, at most a fifth "
-        "of all.",
+        "of all: as long as it is less than this number, a larger sample is measured by others.",
     )
 
     @field_validator("sizes", "seeds")

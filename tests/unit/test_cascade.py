@@ -5,7 +5,7 @@ import pyarrow.compute as pc
 import pytest
 
 from llambert import cascade
-from llambert.asked import LABELLED_GOLD, NO_GOLD_TEST, GoldTest
+from llambert.asked import LABELLED_GOLD, GoldTest
 from llambert.schema import ANNOTATION, SAMPLE
 
 
@@ -65,7 +65,8 @@ def test_no_more_gold_records_are_asked_than_allowed(most, known, measured):
     gold = GoldTest(table, known, most)
     found = cascade._measured(gold, pa.scalar(0.7, pa.float32()))
     assert "".join(found["id"].to_pylist()) == measured
-    assert cascade._measured(NO_GOLD_TEST, pa.scalar(0.7, pa.float32())).num_rows == 0
+    empty = GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
+    assert cascade._measured(empty, pa.scalar(0.7, pa.float32())).num_rows == 0
 
 
 def test_accuracy_with_and_without_the_llm():

@@ -8,9 +8,7 @@ from learning_curve import published
 from paper import CURVE
 from pydantic import ValidationError
 
-from llambert.curve_command import lines
-from llambert.curve_plot import draw
-from llambert.power_law import CurveConfig, Law, Outlook, Point, doublings, fit_law, look_ahead
+from llambert.power_law import CurveConfig, Law, Point, doublings, fit_law, look_ahead
 
 
 def along(law: Law, sizes: list[int], seeds: int = 3, spread: float = 0.0) -> list[Point]:
@@ -148,37 +146,3 @@ def test_sizes_double_up_to_all():
 def test_sizes_that_are_none(values, said):
     with pytest.raises(ValidationError, match=said):
         CurveConfig(**values)
-
-
-def figures(ahead: Outlook) -> dict:
-    row = {"records": 200, "accuracy": 0.8, "accuracy_interval": (0.7, 0.9)}
-    row |= {"training_seconds": 3.0, "device_seconds": 3.0, "device": "cpu"}
-    cost = {"further_records": 200, "answers": 202, "llm_seconds": 50.0, "llm_device_seconds": 200}
-    cost |= {"llm_device": "gpu", "prompt_tokens": 5000, "output_tokens": 400}
-    cost |= {"training_seconds": 6.0, "training_device_seconds": 6.0, "training_device": "cpu"}
-    outlook = vars(ahead) | {"law": ahead.law and vars(ahead.law)}
-    one = {"sizes": [row], "outlook": outlook, "doubling_costs": cost}
-    return {
-        **{"against": "9 gold test records", "wanted_gain": 0.005, "warnings": ["few"]},
-        "variants": {"llambert": one},
-    }
-
-
-def test_what_is_printed_and_drawn():
-    law = look_ahead(published("gold", 25000), 0.003)
-    none = look_ahead(published("gold", 800), 0.003)
-    told = "\n".join(lines(figures(law)))
-    assert "error in % = 11 n^-0.112 + 0" in told
-    low, high = (100 * each for each in law.gain_interval)
-    assert f"to 50,000, would bring +0.26 points ({low:.2f} to {high:.2f}), to 96.73 %" in told
-    assert "202 further answers of the LLM, 5,000 prompt and 400 output tokens" in told
-    assert "200 gpu-seconds" in told and "note: few" in told
-    assert "no law is fitted: a law of three parameters takes 4 sizes" in "\n".join(
-        lines(figures(none))
-    )
-    curves = {
-        "baseline": (published("gold", 25000), law),
-        "llambert": (published("llm", 800), none),
-    }
-    drawn = draw(curves, "9 gold test records")
-    assert drawn.startswith(b"<?xml") and drawn == draw(curves, "9 gold test records")

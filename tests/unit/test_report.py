@@ -2,13 +2,16 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pyarrow as pa
 
+import llambert
 from llambert.gates import Gate
 from llambert.interval import wilson_interval
 from llambert.measures import exact_mcnemar
 from llambert.report import report
+from llambert.report_plots import VARIABLES, WHO, curve_file, figures
 from llambert.storage import Folder
 from llambert.workdir import Workdir
 from tests.finished_run import RECORDS, finished_run, manifest, settings, write_curve
@@ -242,6 +245,33 @@ def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
     value, page = write(tmp_path)
     assert value["curve"] == told and page.tags.count("svg") == 4
     assert "llambert: 200 records are enough" in page.words
+
+
+def test_a_curve_as_a_file_has_the_pages_colours_by_day_and_no_variables(tmp_path):
+    css = (Path(llambert.__file__).parent / "report.css").read_text()
+    by_day = css[: css.index("@media")]
+    assert [f"--{name}: {colour};" in by_day for colour, name in VARIABLES.items()] == [True] * 7
+    curve = write_curve(tmp_path)
+    file = curve_file(curve)
+    assert file.startswith(b"<?xml") and file == curve_file(curve)
+    assert WHO["llambert"].encode() in file and b"var(" not in file
+    assert b"against 600 records" in file
+    in_page = figures({"evaluation": {}, "curve": curve})["curve"]
+    assert "var(--series-llambert)" in in_page and "#" not in in_page.replace('"#', "").replace(
+        "url(#", ""
+    )
+
+
+def test_the_line_is_the_laws_and_without_a_law_there_is_none(tmp_path):
+    curve = write_curve(tmp_path)
+    one = curve["variants"]["llambert"]
+    drawn = curve_file(curve).decode()
+    assert drawn.count("stroke-dasharray") == 1 and ">400<" in drawn  # to the next doubling
+    one["outlook"] |= {"law": None, "accuracy": None, "accuracy_interval": None}
+    drawn = curve_file(curve).decode()
+    assert "stroke-dasharray" not in drawn and ">400<" not in drawn
+    one["sizes"] = one["sizes"][:1]
+    assert ">100<" in curve_file(curve).decode()
 
 
 def test_equal_runs_have_equal_pages(tmp_path):
