@@ -27,11 +27,11 @@ from llambert.preflight import fits
 from llambert.progress import Progress, duration
 from llambert.report_plots import curve_file
 from llambert.schema import GOLD
-from llambert.step import Step, check_writable, made, output, run_step
-from llambert.storage import Outcome
+from llambert.step import Step, check_writable, made, run_step
+from llambert.storage import Manifest, Outcome
 from llambert.train import check as check_trainer
 from llambert.train import required_resources
-from llambert.trial import trial_step
+from llambert.trial import Trials
 from llambert.workdir import CURVE
 
 _Trial = tuple[str, int, int]  # variant, records, seed
@@ -85,19 +85,22 @@ class Curve:
             StageError: a training failed.
         """
         check_writable(self._pipeline.workdir)
-        todo = [step for step in self._trials().values() if step.state != "done"]
+        trials = self._trials()
+        done = {trial: step.manifest for trial, step in trials.items() if step.manifest}
         with Lease(self._pipeline.workdir):
-            if todo:
+            if len(done) < len(trials):
                 check_trainer(self._config.train)
                 with cluster.connection():
                     have = cluster.resources()
                     fits("curve", required_resources(self._config.train, have), have)
-                    for number, step in enumerate(todo, 1):
+                    for trial in [trial for trial in trials if trial not in done]:
                         with Progress("curve") as progress:
-                            details = run_step(step, progress).details
-                        told(len(todo) - number, step.title, details)
+                            done[trial] = run_step(trials[trial], progress)
+                        left = len(trials) - len(done)
+                        told(left, trials[trial].title, done[trial].details)
             with Progress("curve", quiet=True) as progress:
-                return run_step(self._summary(), progress).details
+                summary = self._summary({trial: done[trial] for trial in trials})
+                return run_step(summary, progress).details
 
     def _annotated(self) -> pa.Table:
         """The annotated sample in the order of its hashes: the first k are a sample of k."""
@@ -128,13 +131,11 @@ class Curve:
 
     def _trials(self) -> dict[_Trial, Step]:
         """All trainings, seed by seed, so that a curve that is stopped early is whole for some."""
+        alike = Trials(self._config.train, list(self._config.task.labels), self._test)
         return {
-            (variant, size, seed): trial_step(
-                f"curve {variant} {size:,} seed {seed}",
-                self._config.train,
-                list(self._config.task.labels),
+            (variant, size, seed): alike.step(
+                _title(variant, size, seed),
                 self._records[variant].slice(0, size),
-                self._test,
                 seed,
                 self.folder / variant / f"size-{size:06d}" / f"seed-{seed}",
             )
@@ -143,11 +144,9 @@ class Curve:
             for size in sizes
         }
 
-    def _summary(self) -> Step:
-        trials = self._trials()
-
+    def _summary(self, trained: Mapping[_Trial, Manifest]) -> Step:
         def run(progress: Progress) -> Outcome:
-            found = {trial: made(step).details for trial, step in trials.items()}
+            found = {trial: manifest.details for trial, manifest in trained.items()}
             points = {variant: self._points(variant, found) for variant in self._sizes}
             ahead = {
                 variant: look_ahead(each, self._gain, self._chance)
@@ -170,9 +169,11 @@ class Curve:
             }
             self.folder.write_bytes("curve.svg", curve_file(details))
             self.folder.write_json(CURVE, details)
-            return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
+            return Outcome({"in": len(trained), "out": len(trained), "dropped": {}}, details)
 
-        inputs = {step.title: output(step) for step in trials.values()}
+        inputs: dict[str, str | None] = {
+            _title(*trial): manifest.output for trial, manifest in trained.items()
+        }
         return Step("curve", "curve", self.folder, run, inputs, self._gain)
 
     @property
@@ -256,6 +257,10 @@ class Curve:
             "llm_device": details.get("device"),
             **each,
         }
+
+
+def _title(variant: str, size: int, seed: int) -> str:
+    return f"curve {variant} {size:,} seed {seed}"
 
 
 def _mean(found: Sequence[dict[str, Any]], name: str) -> float:
