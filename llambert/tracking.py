@@ -108,10 +108,7 @@ def track(
     progress.begin(None, f"logging to MLflow at {public(uri)}")
     params, found = parameters(settings), metrics(report.read_json("report.json"))
     try:
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(uri)
-        run_id = _begin(client, experiment, name, key)
+        client, run_id = _begin(uri, experiment, name, key)
         _log_figures(client, run_id, params, found)
         _log_files(client, run_id, run_file, report)
         client.set_terminated(run_id)
@@ -124,14 +121,16 @@ def track(
     return Outcome({"in": len(found), "out": len(found), "dropped": {}}, details)
 
 
-def _begin(client: Any, experiment: str, name: str, key: str) -> str:
-    """The id of a new run in MLflow, in place of an earlier one with the same key."""
+def _begin(uri: str, experiment: str, name: str, key: str) -> tuple[Any, str]:
+    """A client and the id of a new run in MLflow, in place of an earlier one with the same key."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     place = known.experiment_id if known else client.create_experiment(experiment)
     for earlier in client.search_runs([place], f"tags.`{_KEY}` = '{key}'"):
         client.delete_run(earlier.info.run_id)
-    run_id: str = client.create_run(place, run_name=name, tags={_KEY: key}).info.run_id
-    return run_id
+    return client, client.create_run(place, run_name=name, tags={_KEY: key}).info.run_id
 
 
 def _log_figures(
