@@ -11,7 +11,7 @@ from llambert import tracking
 from llambert.config import RunConfig
 from llambert.errors import UserError
 from llambert.gates import Gate
-from llambert.plan import PricesConfig, Range, Work, estimate
+from llambert.plan import PlanConfig, Range, Work, estimate
 from llambert.report import report
 from llambert.storage import Folder, public
 from llambert.tracking import MlflowConfig, TrackingConfig, metrics, parameters
@@ -24,7 +24,8 @@ def written(tmp_path) -> dict[str, Any]:
     labels = ("so/so?", "..")
     made = finished_run(tmp_path, labels=labels)
     work = Work(Range.exactly(100_004))
-    plan = {"llambert": estimate({"corpus": work}, {}, PricesConfig()), "prices": {}}
+    plan: dict[str, Any] = {"created": "2026-11-21T10:00:00+00:00", "rates": {}, "prices": {}}
+    plan["llambert"] = estimate({"corpus": work}, {}, PlanConfig().prices)
     gates = [Gate("llm_accuracy", 0.8, 9, 10, ""), Gate("label_share", 0.1, 0, 0, "")]
     folder = Folder(str(tmp_path / "report"))
     report("films", made, settings(labels=labels), folder, gates, plan)
