@@ -55,7 +55,7 @@ def foretold() -> list[str]:
     for labels, curve in CURVE.items():
         sizes = list(curve)
         for known in range(LEAST_SIZES, len(sizes)):
-            law = look_ahead([_point(labels, size) for size in sizes[:known]], 0.005)
+            law = look_ahead(published(labels, sizes[known - 1]), 0.005)
             measured, half = curve[sizes[known]]
             told, between = "no law", ""
             if law.accuracy is not None and law.accuracy_interval is not None:
@@ -66,14 +66,17 @@ def foretold() -> list[str]:
     return lines
 
 
-def _point(labels: str, size: int) -> Point:
-    """Values of five seeds with the mean and the interval that the paper gives."""
+def published(labels: str, most: int) -> list[Point]:
+    """Of each size up to `most`, values of five seeds with the paper's mean and interval."""
     from scipy.stats import t
 
-    mean, half = CURVE[labels][size]
-    shape = np.linspace(-1, 1, _SEEDS)
-    spread = half / t.ppf(0.975, _SEEDS - 1) * _SEEDS**0.5 / np.std(shape, ddof=1)
-    return Point(size, tuple((mean + spread * shape) / 100))
+    shape = np.linspace(-1, 1, _SEEDS) / np.std(np.linspace(-1, 1, _SEEDS), ddof=1)
+    scale = _SEEDS**0.5 / t.ppf(0.975, _SEEDS - 1)  # from half an interval to a deviation
+    return [
+        Point(size, tuple((mean + half * scale * shape) / 100))
+        for size, (mean, half) in CURVE[labels].items()
+        if size <= most
+    ]
 
 
 def beside(folder: Folder) -> list[str]:

@@ -22,9 +22,9 @@ from llambert.config import RunConfig, load
 from llambert.gold import load_gold
 from llambert.interval import student_interval
 from llambert.progress import Progress
-from llambert.step import Step, run_step
+from llambert.step import run_step
 from llambert.storage import Folder
-from llambert.trial import trial_step
+from llambert.trial import Trials
 
 _WAYS = ("end to end", "encoder frozen")
 
@@ -35,12 +35,17 @@ def main() -> None:
     gold = load_gold(config.gold, config.task)
     if not (gold.train.num_rows and gold.test.num_rows):
         raise SystemExit("the run file must have gold to train on and gold to test on")
+    labels = list(config.task.labels)
+    trials = {way: _trials(config, a, gold.test, way) for way in a.ways}
     accuracies: dict[tuple[float, str], list[float]] = {}
     with connection():
         for seed in a.seeds:
             for share in a.shares:
+                records = flipped(gold.train, labels, share, seed)
                 for way in a.ways:
-                    step = _trial(config, a, gold.train, gold.test, share, way, seed)
+                    title = f"{share:g} % flipped, {way}, seed {seed}"
+                    place = Folder(located(a.place)) / way.replace(" ", "-") / f"{share:g}"
+                    step = trials[way].step(title, records, seed, place / f"seed-{seed}")
                     with Progress("noise") as progress:
                         found = (step.manifest or run_step(step, progress)).details
                     accuracies.setdefault((share, way), []).append(100 * found["accuracy"])
@@ -86,28 +91,12 @@ def flipped(records: pa.Table, labels: list[str], percent: float, seed: int) -> 
     return records.set_column(at, "label", pa.array(wrong, pa.string()))
 
 
-def _trial(
-    config: RunConfig,
-    a: argparse.Namespace,
-    train: pa.Table,
-    test: pa.Table,
-    percent: float,
-    way: str,
-    seed: int,
-) -> Step:
-    labels, settings = list(config.task.labels), config.train
+def _trials(config: RunConfig, a: argparse.Namespace, test: pa.Table, way: str) -> Trials:
+    settings = config.train
     if way == "encoder frozen":
         rate = a.frozen_learning_rate or settings.learning_rate
         settings = settings.model_copy(update={"freeze_encoder": True, "learning_rate": rate})
-    return trial_step(
-        f"{percent:g} % flipped, {way}, seed {seed}",
-        settings,
-        labels,
-        flipped(train, labels, percent, seed),
-        test,
-        seed,
-        Folder(located(a.place)) / way.replace(" ", "-") / f"{percent:g}" / f"seed-{seed}",
-    )
+    return Trials(settings, list(config.task.labels), test)
 
 
 def _table(accuracies: dict[tuple[float, str], list[float]], ways: list[str]) -> list[str]:

@@ -57,8 +57,8 @@ def both_run(config: RunConfig, place: str) -> RunConfig:
     table = pa.concat_tables(records)
     if len(set(table["id"].to_pylist())) < table.num_rows:
         raise SystemExit("corpus and gold.train have ids in common: make them unique")
-    Folder(place).write_table("both-answers.parquet", pa.concat_tables(answers))
-    recorded = {"path": f"{place}/both-answers.parquet", "id": "id", "response": "response"}
+    path = _written(place, "both-answers.parquet", pa.concat_tables(answers))
+    recorded = {"path": path, "id": "id", "response": "response"}
     return _changed(
         config,
         place,
@@ -87,12 +87,17 @@ def located(place: str) -> str:
 
 
 def _corpus(place: str, name: str, records: pa.Table) -> dict[str, Any]:
-    """`records` as a corpus; it is written only where it is another than before."""
-    file, wanted = f"{name}-corpus.parquet", records.select(["id", "text"])
+    """`records` as a corpus."""
+    path = _written(place, f"{name}-corpus.parquet", records.select(["id", "text"]))
+    return {"path": path, "format": "parquet", "id": "id", "text": "text"}
+
+
+def _written(place: str, file: str, table: pa.Table) -> str:
+    """The path of `file` with `table`; untouched where it has it, as runs go by a file's time."""
     folder = Folder(place)
-    if not (folder.exists(file) and folder.read_table(file).equals(wanted)):
-        folder.write_table(file, wanted)
-    return {"path": f"{place}/{file}", "format": "parquet", "id": "id", "text": "text"}
+    if not (folder.exists(file) and folder.read_table(file).equals(table)):
+        folder.write_table(file, table)
+    return f"{place}/{file}"
 
 
 def _changed(config: RunConfig, place: str, name: str, **sections: dict[str, Any]) -> RunConfig:

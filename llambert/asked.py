@@ -1,11 +1,13 @@
 """What the LLM is asked of sample and gold, and which of its answers belongs to which record."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 
-from llambert.gold import Gold, without
+from llambert.gold import Gold, first_by_hash, without
 from llambert.schema import SAMPLE
+from llambert.storage import Folder
 
 ANNOTATED_GOLD = pa.schema(
     [
@@ -14,59 +16,98 @@ ANNOTATED_GOLD = pa.schema(
         *(pa.field(name, pa.string()) for name in ("reject_reason", "response")),
     ]
 )
+LABELLED_GOLD = pa.schema([ANNOTATED_GOLD.field(place) for place in range(5)])
 
 
-def to_annotate(sample: pa.Table, chosen: pa.Table) -> pa.Table:
-    """The sample and the gold records `chosen`; each text, each id once.
+@dataclass(frozen=True)
+class GoldTest:
+    """The gold test records as the encoder that labelled the corpus labelled them.
 
-    A gold record with the id of a sampled record and another text gets an id of its own.
+    `predictions` has the columns of LABELLED_GOLD, in an order that has nothing to do with their
+    labels; `known` the LLM's label, or None for an answer that was rejected, of those that
+    annotate asked about, by id; `most` is how many others the LLM may be asked.
     """
-    ids = set(sample["id"].to_pylist())
-    texts = set(sample["text"].to_pylist())
-    rows = [
-        {"id": f"gold:{row['id']}" if row["id"] in ids else row["id"], "text": row["text"]}
-        for row in chosen.to_pylist()
-        if row["text"] not in texts
-    ]
-    return pa.concat_tables([sample, pa.Table.from_pylist(rows, schema=SAMPLE)])
+
+    predictions: pa.Table
+    known: dict[str, str | None]
+    most: int
 
 
-def annotated_gold(asked: pa.Table, annotations: pa.Table, gold: Gold) -> pa.Table:
-    """The annotated records that have a gold label, with what the LLM made of them.
+@dataclass(frozen=True)
+class Asked:
+    """Sample and gold of one run, and what its annotator said of them."""
 
-    Columns: id, text, gold, label, confidence, reject_reason, response.
+    sample: Folder  # the sample stage's
+    annotator: Folder
+    gold: Gold
+    most: int  # gold test records that are asked
 
-    They are found by their text: ids of different files may be the same by chance. A test
-    record bears its own id, by which the encoders' labels are compared with it.
-    """
-    train = {row["text"]: row for row in gold.train.to_pylist()}
-    test = {row["text"]: row for row in gold.test.to_pylist()}
-    answers = {row["id"]: row for row in annotations.to_pylist()}
-    rows: list[dict[str, Any]] = []
-    for record in asked.to_pylist():
-        known = test.get(record["text"]) or train.get(record["text"])
-        if known:
-            key = known["id"] if record["text"] in test else f"train:{known['id']}"
-            truth = {"id": key, "text": record["text"], "gold": known["label"]}
-            rows.append({**answers[record["id"]], **truth})
-    return pa.Table.from_pylist(rows, schema=ANNOTATED_GOLD).sort_by("id")
+    def records(self) -> pa.Table:
+        """The sample and the first gold test records by hash of id; each text, each id once.
+
+        A gold record with the id of a sampled record and another text gets an id of its own.
+        """
+        sample, chosen = self._sampled(), first_by_hash(self.gold.test, self.most)
+        ids = set(sample["id"].to_pylist())
+        texts = set(sample["text"].to_pylist())
+        rows = [
+            {"id": f"gold:{row['id']}" if row["id"] in ids else row["id"], "text": row["text"]}
+            for row in chosen.to_pylist()
+            if row["text"] not in texts
+        ]
+        return pa.concat_tables([sample, pa.Table.from_pylist(rows, schema=SAMPLE)])
+
+    def annotated_gold(self) -> pa.Table:
+        """The annotated records that have a gold label, with what the LLM made of them.
+
+        Columns: id, text, gold, label, confidence, reject_reason, response.
+
+        They are found by their text: ids of different files may be the same by chance. A test
+        record bears its own id, by which the encoders' labels are compared with it.
+        """
+        train = {row["text"]: row for row in self.gold.train.to_pylist()}
+        test = {row["text"]: row for row in self.gold.test.to_pylist()}
+        answers = {row["id"]: row for row in self._annotations().to_pylist()}
+        rows: list[dict[str, Any]] = []
+        for record in self.records().to_pylist():
+            known = test.get(record["text"]) or train.get(record["text"])
+            if known:
+                key = known["id"] if record["text"] in test else f"train:{known['id']}"
+                truth = {"id": key, "text": record["text"], "gold": known["label"]}
+                rows.append({**answers[record["id"]], **truth})
+        return pa.Table.from_pylist(rows, schema=ANNOTATED_GOLD).sort_by("id")
+
+    def annotated_sample(self) -> tuple[pa.Table, dict[str, int]]:
+        """id, text, label of the sampled records to train on; how many are left out, and why."""
+        sample, answers = self._sampled(), _labels_by_id(self._annotations())
+        labels = pa.array([answers.get(key) for key in sample["id"].to_pylist()], pa.string())
+        labelled = sample.append_column("label", labels).filter(labels.is_valid())
+        kept = without(labelled, self.gold.test)
+        dropped = {
+            "no_label": sample.num_rows - labelled.num_rows,
+            "in_gold_test": labelled.num_rows - kept.num_rows,
+        }
+        return kept, {reason: records for reason, records in dropped.items() if records}
+
+    def gold_test(self, predicted: pa.Table) -> GoldTest:
+        """What an encoder and the LLM made of the gold test records.
+
+        Args:
+            predicted: what the encoder made of them: the columns of LABELLED_GOLD but for the
+                text, sorted by id.
+        """
+        texts = self.gold.test.sort_by("id")["text"]
+        table = first_by_hash(predicted.append_column("text", texts), predicted.num_rows)
+        return GoldTest(table, _labels_by_id(self.annotated_gold()), self.most)
+
+    def _sampled(self) -> pa.Table:
+        return self.sample.read_table("sample.parquet")
+
+    def _annotations(self) -> pa.Table:
+        columns = ["id", "label", "confidence", "reject_reason", "response"]
+        return self.annotator.read_table("annotations.parquet", columns)
 
 
-def annotated_sample(
-    sample: pa.Table, annotations: pa.Table, held_back: pa.Table
-) -> tuple[pa.Table, dict[str, int]]:
-    """id, text, label of the sampled records to train on; how many are left out, and why."""
-    answers = labels_by_id(annotations)
-    labels = pa.array([answers.get(key) for key in sample["id"].to_pylist()], pa.string())
-    labelled = sample.append_column("label", labels).filter(labels.is_valid())
-    kept = without(labelled, held_back)
-    dropped = {
-        "no_label": sample.num_rows - labelled.num_rows,
-        "in_gold_test": labelled.num_rows - kept.num_rows,
-    }
-    return kept, {reason: records for reason, records in dropped.items() if records}
-
-
-def labels_by_id(annotations: pa.Table) -> dict[str, str | None]:
+def _labels_by_id(annotations: pa.Table) -> dict[str, str | None]:
     """The label of each annotated record; None where the answer was rejected."""
     return dict(zip(annotations["id"].to_pylist(), annotations["label"].to_pylist(), strict=True))

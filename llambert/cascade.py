@@ -9,16 +9,17 @@ whatever grows: the share, or the sample.
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from llambert.asked import GoldTest
 from llambert.classify import LIGHT_CPUS
 from llambert.errors import CountError
 from llambert.interval import wilson_interval
+from llambert.measures import exact_mcnemar
 from llambert.progress import Counter, Progress
 from llambert.records import Corpus
 from llambert.schema import SAMPLE
@@ -47,28 +48,6 @@ class CascadeConfig(Section):
         description="Most records that the LLM is asked, whatever the share. They are held in the "
         "driver's memory with their texts, as the sample is.",
     )
-
-
-LABELLED_GOLD = pa.schema(
-    [
-        *(pa.field(name, pa.string()) for name in ("id", "text", "gold", "label")),
-        pa.field("confidence", pa.float32()),
-    ]
-)
-
-
-@dataclass(frozen=True)
-class GoldTest:
-    """The gold test records as the encoder that labelled the corpus labelled them.
-
-    `predictions` has the columns of LABELLED_GOLD, in an order that has nothing to do with their
-    labels; `known` the LLM's label, or None for an answer that was rejected, of those that
-    annotate asked about, by id; `most` is how many others the LLM may be asked.
-    """
-
-    predictions: pa.Table
-    known: dict[str, str | None]
-    most: int
 
 
 def cascade(
@@ -254,7 +233,8 @@ def _accuracies(
 ) -> dict[str, Any] | None:
     """The encoder alone and the cascade against gold, on `predictions`; None without any.
 
-    `mended` and `spoilt` are the records that the LLM put right and wrong.
+    `mended` and `spoilt` are the records that the LLM put right and wrong, `p_value` is that of
+    McNemar's exact test of the two.
     """
     if not predictions.num_rows:
         return None
@@ -264,13 +244,16 @@ def _accuracies(
     both = [answer or label for answer, label in zip(llm, alone, strict=True)]
     before = [a == b for a, b in zip(alone, truth, strict=True)]
     after = [a == b for a, b in zip(both, truth, strict=True)]
+    mended = sum(not a and b for a, b in zip(before, after, strict=True))
+    spoilt = sum(a and not b for a, b in zip(before, after, strict=True))
     return {
         "records": len(truth),
         "asked": len(asked),
         "answered": sum(answer is not None for answer in llm),
         "changed": sum(a != b for a, b in zip(alone, both, strict=True)),
-        "mended": sum(not a and b for a, b in zip(before, after, strict=True)),
-        "spoilt": sum(a and not b for a, b in zip(before, after, strict=True)),
+        "mended": mended,
+        "spoilt": spoilt,
+        "p_value": exact_mcnemar(mended, spoilt),
         "encoder": _accuracy(before),
         "cascade": _accuracy(after),
     }

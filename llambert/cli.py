@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import click
 
 from llambert import STAGES
-from llambert.curve_command import curve
 from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
 from llambert.errors import LlambertError, UserError
 
@@ -19,27 +18,103 @@ if TYPE_CHECKING:
     from llambert.pipeline import Pipeline
 
 _settings = click.option(
-    "--set", "overrides", multiple=True, metavar="A.B=C", help="Override a field; may be repeated."
+    *("--set", "overrides"),
+    multiple=True,
+    metavar="A.B=C",
+    help="Set a field of the run file, such as train.epochs=2; may be repeated.",
 )
 _config = click.argument("config", type=click.Path())
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _Commands(click.Group):
+    """Commands in the order in which they are needed, and the stages apart."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        for title, of_stages in (("Commands", False), ("Stages, as `run` does them", True)):
+            names = [name for name in self.commands if (name in STAGES) == of_stages]
+            with formatter.section(title):
+                formatter.write_dl([(n, self.commands[n].get_short_help_str(200)) for n in names])
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.version_option(package_name="llambert")
 def cli() -> None:
     """Label a large corpus at encoder cost and close to LLM quality.
 
     An LLM annotates a small random sample, an encoder is fine-tuned on its answers, and the
-    encoder labels every record. `llambert run CONFIG` does it all; the same command again does
-    only what is missing or stale.
+    encoder labels every record. `llambert run CONFIG` does it all as CONFIG, a YAML file, says; the
+    same command again does only what is missing or stale.
     """
+
+
+@cli.command()
+@click.option(
+    "--records",
+    default=10_000,
+    show_default=True,
+    type=click.IntRange(min=200),
+    help="Size of the corpus.",
+)
+@click.option(
+    "--dir",
+    "folder",
+    default="llambert-demo",
+    show_default=True,
+    type=click.Path(file_okay=False),
+    help="Where it is laid out and run.",
+)
+def demo(records: int, folder: str) -> None:
+    """Run the whole method on a corpus and two small models that come with it.
+
+    They are laid out in a folder together with an ordinary run file, which `llambert run` runs.
+    """
+    from llambert.config import load
+    from llambert.demo.demo import lay_out, summary
+
+    click.echo(f"{records:,} reviews, two models and a run file go to {folder}/")
+    config = str(lay_out(folder, records))
+    click.echo(f"$ {shlex.join(['llambert', 'run', config])}")
+    _run(config, (), None, None)
+    click.echo(summary(load(config).workdir))
 
 
 @cli.command()
 @_config
 @_settings
-@click.option("--from", "first", type=click.Choice(STAGES), help="First stage; done again.")
-@click.option("--until", "last", type=click.Choice(STAGES), help="Last stage.")
+@click.option(
+    "--calibrate",
+    is_flag=True,
+    help="Measure the rates that are not known, in minutes, on the run's own devices; the LLM is "
+    "asked about some records, and the run uses the answers.",
+)
+def plan(config: str, overrides: tuple[str, ...], calibrate: bool) -> None:
+    """Say what a run takes and costs, beside an LLM that labels everything.
+
+    Records and tokens are counted on a part of the corpus, in seconds; prices come from the run
+    file, rates from there or from an earlier run. No model is asked, unless to --calibrate.
+    plan/plan.json in the workdir has every figure.
+    """
+    from llambert.planner import make_plan, show
+
+    pipeline = _pipeline(config, overrides)
+    show(make_plan(pipeline, calibrate), f"{pipeline.workdir.plan.uri}/plan.json")
+
+
+@cli.command()
+@_config
+@_settings
+@click.option(
+    *("--from", "first"),
+    type=click.Choice(STAGES),
+    metavar="STAGE",
+    help="Do this stage and all after it again.",
+)
+@click.option(
+    *("--until", "last"), type=click.Choice(STAGES), metavar="STAGE", help="End after this stage."
+)
 def run(config: str, overrides: tuple[str, ...], first: str | None, last: str | None) -> None:
     """Run every stage that is missing or stale, in order."""
     _run(config, overrides, first, last)
@@ -61,6 +136,46 @@ def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str |
     if pending:
         run_stages(pipeline, config, overrides, chosen[len(done) :], forced)
     _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
+
+
+@cli.command()
+@_config
+@_settings
+def status(config: str, overrides: tuple[str, ...]) -> None:
+    """Say which steps are done, stale or missing, and which gates are passed; nothing is run."""
+    pipeline = _pipeline(config, overrides)
+    for stage in pipeline.stages:
+        steps = pipeline.steps(stage)
+        for step in steps:
+            line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
+            click.echo(line)
+        for gate in pipeline.gates(stage) if all(step.manifest for step in steps) else []:
+            click.echo(f"{'passed' if gate.passed else 'breached':<8} gate {gate.line()}")
+
+
+@cli.command()
+@_config
+@_settings
+@click.option(
+    "--gain",
+    default=0.5,
+    show_default=True,
+    metavar="POINTS",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Points of accuracy that twice the annotations must win to be worth it.",
+)
+def curve(config: str, overrides: tuple[str, ...], gain: float) -> None:
+    """Measure how many annotations are enough.
+
+    Encoders are trained on ever larger parts of the sample that annotate has annotated. A power law
+    fitted to their accuracies says what the next doubling would bring, and where to stop. What is
+    trained already is not trained again.
+    """
+    from llambert.config import load
+    from llambert.curve import Curve, show, tell
+
+    found = Curve(load(config, overrides), gain / 100)
+    show(found.run(tell), f"{found.folder.uri}/curve.svg")
 
 
 def _stage_command(stage: str, summary: str) -> None:
@@ -92,9 +207,6 @@ for _name, _summary_line in {
     "tracking": "Tell MLflow of the run, where the run file has `tracking`.",
 }.items():
     _stage_command(_name, _summary_line)
-
-
-cli.add_command(curve)
 
 
 @cli.command()
@@ -156,18 +268,6 @@ def parse(config: str, overrides: tuple[str, ...]) -> None:
     click.echo(counts_line("parse", manifest.counts, manifest.seconds))
 
 
-@cli.command()
-@_config
-@_settings
-@click.option("--calibrate", is_flag=True, help="Measure the rates that are not known: minutes.")
-def plan(config: str, overrides: tuple[str, ...], calibrate: bool) -> None:
-    """Say what a run takes and costs, beside an LLM that labels everything."""
-    from llambert.planner import make_plan, show
-
-    pipeline = _pipeline(config, overrides)
-    show(make_plan(pipeline, calibrate), f"{pipeline.workdir.plan.uri}/plan.json")
-
-
 @cli.command("config")
 @_config
 @_settings
@@ -186,52 +286,6 @@ def schema() -> None:
     from llambert.config import RunConfig
 
     click.echo(json.dumps(RunConfig.model_json_schema(), indent=2))
-
-
-@cli.command()
-@click.option(
-    "--records",
-    default=10_000,
-    show_default=True,
-    type=click.IntRange(min=200),
-    help="Size of the corpus.",
-)
-@click.option(
-    "--dir",
-    "folder",
-    default="llambert-demo",
-    show_default=True,
-    type=click.Path(file_okay=False),
-    help="Where it is laid out and run.",
-)
-def demo(records: int, folder: str) -> None:
-    """Watch the whole method at work, on a corpus and two small models that come with it.
-
-    They are laid out in a folder together with an ordinary run file, which `llambert run` runs.
-    """
-    from llambert.config import load
-    from llambert.demo.demo import lay_out, summary
-
-    click.echo(f"{records:,} reviews, two models and a run file go to {folder}/")
-    config = str(lay_out(folder, records))
-    click.echo(f"$ {shlex.join(['llambert', 'run', config])}")
-    _run(config, (), None, None)
-    click.echo(summary(load(config).workdir))
-
-
-@cli.command()
-@_config
-@_settings
-def status(config: str, overrides: tuple[str, ...]) -> None:
-    """Say which steps are done, stale or missing; nothing is run."""
-    pipeline = _pipeline(config, overrides)
-    for stage in pipeline.stages:
-        steps = pipeline.steps(stage)
-        for step in steps:
-            line = f"{step.state:<8} {step.title:<24} {step.why or step.folder.uri}"
-            click.echo(line)
-        for gate in pipeline.gates(stage) if all(step.manifest for step in steps) else []:
-            click.echo(f"{'passed' if gate.passed else 'breached':<8} gate {gate.line()}")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -39,7 +39,7 @@ _SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are
     re.IGNORECASE,
 )
 # Fields whose wrong value may be a secret put in the wrong place.
-_UNSHOWN = {"api_key_env", "tracking_uri"}
+_UNSHOWN = {"api_key_env", "base_url", "tracking_uri"}
 
 
 class RunConfig(Section):

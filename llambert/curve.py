@@ -8,34 +8,34 @@ larger sample, another size or another seed adds only what is new.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+import click
 import pyarrow as pa
 
 from llambert import cluster
-from llambert.asked import annotated_sample
 from llambert.config import RunConfig
-from llambert.curve_plot import draw
 from llambert.errors import UserError
 from llambert.gold import first_by_hash, without
 from llambert.held import devices, held
-from llambert.interval import student_interval
 from llambert.lease import Lease
+from llambert.measures import over_seeds
 from llambert.pipeline import Pipeline
 from llambert.plan import Range, estimate
 from llambert.planner import asking
 from llambert.power_law import LEAST_RECORDS, Point, doublings, look_ahead
 from llambert.preflight import fits
-from llambert.progress import Progress
+from llambert.progress import Progress, duration
 from llambert.rates import known_rates
+from llambert.report_plots import curve_file
 from llambert.schema import GOLD
-from llambert.step import Step, check_writable, made, output, run_step
-from llambert.storage import Outcome
+from llambert.step import Step, check_writable, made, run_step
+from llambert.storage import Manifest, Outcome
 from llambert.train import check as check_trainer
 from llambert.train import required_resources
-from llambert.trial import trial_step
+from llambert.trial import Trials
 from llambert.workdir import CURVE
 
 _Trial = tuple[str, int, int]  # variant, records, seed
@@ -64,7 +64,7 @@ class Curve:
         if "llambert" in variants or not gold.test.num_rows:
             annotated = self._annotated()
         if not gold.test.num_rows:
-            # The first ones: a larger sample holds back the same
+            # The first ones: once a fifth is more, a larger sample holds back the same
             held = min(config.curve.held_back, annotated.num_rows // 5)
             self._test, annotated = annotated.slice(0, held), annotated.slice(held)
             self.against = f"{held:,} of the LLM's own labels, held back as there is no gold"
@@ -89,19 +89,22 @@ class Curve:
             StageError: a training failed.
         """
         check_writable(self._pipeline.workdir)
-        todo = [step for step in self._trials().values() if step.state != "done"]
+        trials = self._trials()
+        done = {trial: step.manifest for trial, step in trials.items() if step.manifest}
         with Lease(self._pipeline.workdir):
-            if todo:
+            if len(done) < len(trials):
                 check_trainer(self._config.train)
                 with cluster.connection():
                     have = cluster.resources()
                     fits("curve", required_resources(self._config.train, have), have)
-                    for number, step in enumerate(todo, 1):
+                    for trial in [trial for trial in trials if trial not in done]:
                         with Progress("curve") as progress:
-                            details = run_step(step, progress).details
-                        told(len(todo) - number, step.title, details)
+                            done[trial] = run_step(trials[trial], progress)
+                        left = len(trials) - len(done)
+                        told(left, trials[trial].title, done[trial].details)
             with Progress("curve", quiet=True) as progress:
-                return run_step(self._summary(), progress).details
+                summary = self._summary({trial: done[trial] for trial in trials})
+                return run_step(summary, progress).details
 
     def _annotated(self) -> pa.Table:
         """The annotated sample in the order of its hashes: the first k are a sample of k."""
@@ -111,9 +114,7 @@ class Curve:
                 "the curve needs what annotate makes, which is missing or stale",
                 "`llambert run CONFIG --until annotate` makes it",
             )
-        sample = self._pipeline.workdir.sample.read_table("sample.parquet")
-        annotations = step.folder.read_table("annotations.parquet", ["id", "label"])
-        records, _ = annotated_sample(sample, annotations, self._pipeline.gold.test)
+        records, _ = self._pipeline.asked.annotated_sample()
         return records.select(GOLD.names)
 
     def _sizes_of(self, variant: str) -> list[int]:
@@ -134,13 +135,11 @@ class Curve:
 
     def _trials(self) -> dict[_Trial, Step]:
         """All trainings, seed by seed, so that a curve that is stopped early is whole for some."""
+        alike = Trials(self._config.train, list(self._config.task.labels), self._test)
         return {
-            (variant, size, seed): trial_step(
-                f"curve {variant} {size:,} seed {seed}",
-                self._config.train,
-                list(self._config.task.labels),
+            (variant, size, seed): alike.step(
+                _title(variant, size, seed),
                 self._records[variant].slice(0, size),
-                self._test,
                 seed,
                 self.folder / variant / f"size-{size:06d}" / f"seed-{seed}",
             )
@@ -149,13 +148,14 @@ class Curve:
             for size in sizes
         }
 
-    def _summary(self) -> Step:
-        trials = self._trials()
-
+    def _summary(self, trained: Mapping[_Trial, Manifest]) -> Step:
         def run(progress: Progress) -> Outcome:
-            found = {trial: made(step).details for trial, step in trials.items()}
+            found = {trial: manifest.details for trial, manifest in trained.items()}
             points = {variant: self._points(variant, found) for variant in self._sizes}
-            ahead = {variant: look_ahead(each, self._gain) for variant, each in points.items()}
+            ahead = {
+                variant: look_ahead(each, self._gain, self._chance)
+                for variant, each in points.items()
+            }
             self._warn_of_the_failed(found)
             details = {
                 "against": self.against,
@@ -171,29 +171,32 @@ class Curve:
                 },
                 "warnings": self._warnings,
             }
-            drawn = {variant: (points[variant], ahead[variant]) for variant in points}
-            self.folder.write_bytes("curve.svg", draw(drawn, self.against))
+            self.folder.write_bytes("curve.svg", curve_file(details))
             self.folder.write_json(CURVE, details)
-            return Outcome({"in": len(trials), "out": len(trials), "dropped": {}}, details)
+            return Outcome({"in": len(trained), "out": len(trained), "dropped": {}}, details)
 
-        inputs = {step.title: output(step) for step in trials.values()}
+        inputs: dict[str, str | None] = {
+            _title(*trial): manifest.output for trial, manifest in trained.items()
+        }
         inputs["run"] = self._pipeline.curve_of()
         return Step("curve", "curve", self.folder, run, inputs, self._gain)
 
+    @property
+    def _chance(self) -> float:
+        """The accuracy of one label for every record, at which a training that fails ends."""
+        return Counter(self._test["label"].to_pylist()).most_common(1)[0][1] / self._test.num_rows
+
     def _warn_of_the_failed(self, found: _Found) -> None:
-        """A training may end at one label for every record, and drags its size's mean down."""
-        frequent = Counter(self._test["label"].to_pylist()).most_common(1)[0][1]
-        share = frequent / self._test.num_rows
         failed = [
             f"{variant} {size:,} seed {seed}"
             for (variant, size, seed), details in found.items()
-            if details["accuracy"] <= share
+            if details["accuracy"] <= self._chance
         ]
         if failed:
             self._warnings.append(
                 f"{len(failed)} of {len(found)} trainings did no better than one label for all: "
-                f"{', '.join(failed[:5])}; another train.learning_rate or more train.epochs may "
-                "help"
+                f"{', '.join(failed[:5])}; the law leaves them out, and another "
+                "train.learning_rate or more train.epochs may help"
             )
 
     def _points(self, variant: str, found: _Found) -> list[Point]:
@@ -208,13 +211,13 @@ class Curve:
         rows = []
         for size in self._sizes[variant]:
             by_seed = {seed: found[variant, size, seed] for seed in self._config.curve.seeds}
-            each = list(by_seed.values())
+            each, measured = list(by_seed.values()), over_seeds(by_seed)
             held_by = devices("train", each[0])
             rows.append(
                 {
                     "records": size,
-                    "accuracy": _mean(each, "accuracy"),
-                    "accuracy_interval": _interval(each),
+                    "accuracy": measured["accuracy"],
+                    "accuracy_interval": measured["accuracy_interval"],
                     "seeds": {str(seed): one["accuracy"] for seed, one in by_seed.items()},
                     "training_seconds": _mean(each, "training_seconds"),
                     "device_seconds": _mean(each, "training_seconds") * (held_by or 1),
@@ -279,14 +282,74 @@ class Curve:
         }
 
 
-def _interval(found: Sequence[dict[str, Any]]) -> tuple[float, float]:
-    """95 %, of the mean over seeds; for one seed that of the test set."""
-    if len(found) == 1:
-        low, high = found[0]["accuracy_interval"]
-    else:
-        low, high = student_interval([one["accuracy"] for one in found])
-    return max(low, 0.0), min(high, 1.0)
+def _title(variant: str, size: int, seed: int) -> str:
+    return f"curve {variant} {size:,} seed {seed}"
 
 
 def _mean(found: Sequence[dict[str, Any]], name: str) -> float:
     return sum(one[name] for one in found) / len(found)
+
+
+def tell(left: int, title: str, figures: Mapping[str, Any]) -> None:
+    """Print what one training came to, and how many are left."""
+    seconds = duration(figures["training_seconds"])
+    click.echo(f"{title:<40} {100 * figures['accuracy']:6.2f} %  {seconds}  ({left} to go)")
+
+
+def show(figures: Mapping[str, Any], where: str) -> None:
+    """Print the content of curve.json as a person reads it, and where the picture lies."""
+    for line in [*_lines(figures), where]:
+        click.echo(line)
+
+
+def _lines(figures: Mapping[str, Any]) -> list[str]:
+    told = [f"accuracy against {figures['against']}, and its 95 % interval over seeds"]
+    for variant, each in figures["variants"].items():
+        told += ["", f"{variant:<12}{'records':>9}   accuracy                   one training"]
+        told += [_row(row) for row in each["sizes"]]
+        told += _outlook(each, 100 * figures["wanted_gain"])
+    return told + [f"note: {warning}" for warning in figures["warnings"]]
+
+
+def _row(row: Mapping[str, Any]) -> str:
+    interval = _percent(row["accuracy_interval"])
+    seconds = f"{row['training_seconds']:,.1f} s on {row['device']}"
+    return f"{row['records']:>21,}   {100 * row['accuracy']:5.2f} %  {interval:<17} {seconds}"
+
+
+def _outlook(figures: Mapping[str, Any], gain: float) -> list[str]:
+    ahead, law = figures["outlook"], figures["outlook"]["law"]
+    if law is None:
+        return [f"  no law is fitted: {ahead['why']}", f"  {ahead['advice']}"]
+    between = f" ({_percent(ahead['gain_interval'])})" if ahead["gain_interval"] else ""
+    return [
+        f"  error in % = {100 * law['a']:.3g} n^-{law['b']:.3g} + {100 * law['c']:.3g}",
+        f"  the next doubling, to {ahead['size']:,}, would bring {100 * ahead['gain']:+.2f} points"
+        f"{between}, to {100 * ahead['accuracy']:.2f} %",
+        f"  and take {_price(figures['doubling_costs'])}",
+        f"  {ahead['advice']}",
+    ]
+
+
+def _price(cost: Mapping[str, Any]) -> str:
+    what = f"{cost['further_records']:,} further gold labels"
+    if "answers" in cost:
+        what = f"{cost['answers']:,} further answers of the LLM"
+        if cost["prompt_tokens"]:
+            what += (
+                f", {cost['prompt_tokens']:,} prompt and {cost['output_tokens']:,} output tokens"
+            )
+        if cost["llm_seconds"]:
+            what += f", {cost['llm_seconds']:,.0f} s of it"
+        if cost["llm_device_seconds"]:
+            what += f" ({cost['llm_device_seconds']:,.0f} {cost['llm_device']}-seconds)"
+    whole = "" if cost["cost"] is None else f": {cost['cost']:,.3g} {cost['currency']}"
+    return (
+        f"{what}, and a training of {cost['training_seconds']:,.0f} s "
+        f"({cost['training_device_seconds']:,.0f} {cost['training_device']}-seconds){whole}"
+    )
+
+
+def _percent(interval: tuple[float, float]) -> str:
+    low, high = interval
+    return f"{100 * low:.2f} to {100 * high:.2f}"

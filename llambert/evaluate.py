@@ -17,7 +17,7 @@ from llambert.storage import Folder, Outcome
 
 _BLOCKS = 16  # of the gold test set, so that several actors share it
 _BLOCK_RECORDS = 128  # at least: a block of a few gives an actor no work to share
-PREDICTIONS = "predictions"
+_PREDICTIONS = "predictions"
 ERRORS = "errors.parquet"
 _ERROR = pa.schema(
     [
@@ -72,7 +72,7 @@ def evaluate(
     Raises:
         CountError: a model's predictions are not of the gold records.
     """
-    (folder / PREDICTIONS).remove()
+    (folder / _PREDICTIONS).remove()
     if folder.exists(ERRORS):
         folder.fs.rm_file(folder.path(ERRORS))
     metrics: dict[str, Any] = {"gold_records": gold.num_rows}
@@ -86,8 +86,8 @@ def evaluate(
         counter = progress.ray_counter()
         for model in models:
             predicted = _predict(gold, model.folder, counter, dtype, trust_remote_code)
-            name = f"{model.variant}-seed-{model.seed}.parquet"
-            (folder / PREDICTIONS).write_table(name, predicted)
+            name = _predictions_of(model.variant, model.seed)
+            (folder / _PREDICTIONS).write_table(name, predicted)
             one = measure(predicted, labels)
             one["against_llm"] = _agreement(predicted, annotated)
             by_variant.setdefault(model.variant, {})[model.seed] = one
@@ -101,6 +101,19 @@ def evaluate(
     folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
     return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics)
+
+
+def read_predictions(folder: Folder, variant: str, seed: int) -> pa.Table:
+    """id, gold, label, confidence, probabilities of every gold test record, sorted by id.
+
+    Args:
+        folder: of an evaluation with gold.
+    """
+    return (folder / _PREDICTIONS).read_table(_predictions_of(variant, seed))
+
+
+def _predictions_of(variant: str, seed: int) -> str:
+    return f"{variant}-seed-{seed}.parquet"
 
 
 def _llm_metrics(annotated: pa.Table, labels: Sequence[str]) -> dict[str, Any]:

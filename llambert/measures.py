@@ -106,29 +106,34 @@ def risk_coverage(confidence: NDArray[Any], correct: NDArray[np.bool_]) -> list[
 def mcnemar(first: Mapping[str, bool], second: Mapping[str, bool]) -> dict[str, Any] | None:
     """Whether two models differ by more than chance on the records that both labelled.
 
-    McNemar's test (Psychometrika 1947) in its exact form: of the records that only one of the
-    two got right, either is as likely to be the one.
-
     Args:
         first: whether it was right, by record id.
 
     Returns:
-        `p_value` is two-sided. None where no record was labelled by both.
+        `p_value` is that of `exact_mcnemar`. None where no record was labelled by both.
     """
-    from scipy.stats import binomtest
-
     both = first.keys() & second.keys()
     if not both:
         return None
     only_first = sum(first[key] and not second[key] for key in both)
     only_second = sum(second[key] and not first[key] for key in both)
-    apart = only_first + only_second
     return {
         "records": len(both),
         "only_first_right": only_first,
         "only_second_right": only_second,
-        "p_value": float(binomtest(only_first, apart).pvalue) if apart else 1.0,
+        "p_value": exact_mcnemar(only_first, only_second),
     }
+
+
+def exact_mcnemar(only_first: int, only_second: int) -> float:
+    """The two-sided p-value of McNemar's test (Psychometrika 1947) in its exact form.
+
+    Of the records that only one of the two got right, either is as likely to be the one.
+    """
+    from scipy.stats import binomtest
+
+    apart = only_first + only_second
+    return float(binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
 def over_seeds(seeds: Mapping[int, dict[str, Any]]) -> dict[str, Any]:

@@ -10,14 +10,14 @@ import pyarrow as pa
 
 from llambert import STAGES
 from llambert.annotate import annotate, annotator_id, check_answered
-from llambert.asked import annotated_gold, annotated_sample, labels_by_id, to_annotate
-from llambert.cascade import LABELLED_GOLD, LABELS, GoldTest, cascade
+from llambert.asked import LABELLED_GOLD, Asked, GoldTest
+from llambert.cascade import LABELS, cascade
 from llambert.config import RunConfig, dump
 from llambert.corpus import inspect_corpus
 from llambert.deepspeed_settings import user_file
-from llambert.evaluate import PREDICTIONS, Trained, evaluate
+from llambert.evaluate import Trained, evaluate, read_predictions
 from llambert.gates import Gate, annotation_gates, evaluation_gates, training_gates
-from llambert.gold import Gold, first_by_hash, load_gold
+from llambert.gold import Gold, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
 from llambert.progress import Progress
@@ -89,7 +89,7 @@ class Pipeline:
         """
         (step,) = self.steps("annotate")
         step.check_inputs()
-        check_answered(self._to_annotate(), step.folder)
+        check_answered(self.asked.records(), step.folder)
 
     def gates(self, stage: str) -> list[Gate]:
         """The gates after `stage`, which is done, held to what it made."""
@@ -98,7 +98,7 @@ class Pipeline:
             return []
         step = self.steps(stage)[0]
         if stage == "annotate":
-            gold = self._annotated_gold()
+            gold = self.asked.annotated_gold()
             return annotation_gates(config, self.config.task.labels, step.folder, made(step), gold)
         best = self._best()
         assert best and best[0].unit
@@ -123,6 +123,12 @@ class Pipeline:
     def gold(self) -> Gold:
         return load_gold(self.config.gold, self.config.task)
 
+    @property
+    def asked(self) -> Asked:
+        """What annotate asks the LLM, and, once it is done, what it said."""
+        folders = self.workdir.sample, self._annotate().folder
+        return Asked(*folders, self.gold, self.config.annotate.gold_records)
+
     @cached_property
     def _gold_train(self) -> str:
         return fingerprint_rows(self.gold.train, "text", "label")
@@ -145,18 +151,16 @@ class Pipeline:
 
     @once
     def _sample(self) -> Step:
-        corpus, folder = self._corpus(), self.workdir.sample
+        config, corpus, folder = self.config.sample, self._corpus(), self.workdir.sample
 
         def run(progress: Progress) -> Outcome:
             good = made(corpus).counts["out"]
-            outcome = draw_sample(
-                self.config.sample, self.corpus, corpus.folder, good, folder, progress
-            )
+            outcome = draw_sample(config, self.corpus, corpus.folder, good, folder, progress)
             outcome.output = fingerprint_rows(folder.read_table("sample.parquet"), "id", "text")
             return outcome
 
         inputs = {"corpus": output(corpus)}
-        return Step("sample", "sample", folder, run, inputs, self.config.sample.model_dump())
+        return Step("sample", "sample", folder, run, inputs, config.model_dump())
 
     @once
     def _annotate(self) -> Step:
@@ -164,7 +168,7 @@ class Pipeline:
         folder = self.workdir.annotations(annotator_id(config, task))
 
         def run(progress: Progress) -> Outcome:
-            records = self._to_annotate()
+            records = self.asked.records()
             outcome = annotate(config, task, records, folder, progress, may_ask=self._may_ask)
             self.workdir.quarantine.write_table("gold.parquet", self.gold.refused)
             outcome.details["gold_refused"] = self.gold.refusals()
@@ -178,18 +182,6 @@ class Pipeline:
         named["annotate.gold_records"] = config.gold_records
         settings = [annotator_id(config, task), *named.values()]
         return Step("annotate", "annotate", folder, run, inputs, settings, named)
-
-    def _to_annotate(self) -> pa.Table:
-        """The sample and the first gold test records by hash of id."""
-        sample = self.workdir.sample.read_table("sample.parquet")
-        return to_annotate(sample, first_by_hash(self.gold.test, self.config.annotate.gold_records))
-
-    def _annotations(self) -> pa.Table:
-        columns = ["id", "label", "confidence", "reject_reason", "response"]
-        return self._annotate().folder.read_table("annotations.parquet", columns)
-
-    def _annotated_gold(self) -> pa.Table:
-        return annotated_gold(self._to_annotate(), self._annotations(), self.gold)
 
     def _train(self) -> list[Step]:
         wanted = set(self.config.variants)
@@ -215,8 +207,7 @@ class Pipeline:
             records: pa.Table = self.gold.train
             dropped: dict[str, int] = {}
             if variant == "llambert":
-                sample = self.workdir.sample.read_table("sample.parquet")
-                records, dropped = annotated_sample(sample, self._annotations(), self.gold.test)
+                records, dropped = self.asked.annotated_sample()
             progress.begin(None, f"{variant} seed {seed}")
             outcome = train(config, labels, records, start, seed, folder, progress)
             outcome.counts["in"] += sum(dropped.values())
@@ -258,7 +249,7 @@ class Pipeline:
                 self.config.evaluate,
                 labels,
                 self.gold.test,
-                self._annotated_gold(),
+                self.asked.annotated_gold(),
                 models,
                 folder,
                 progress,
@@ -303,11 +294,8 @@ class Pipeline:
                 trust_remote_code=self.config.train.trust_remote_code,
             )
 
-        step = Step(
-            *("label", "label", folder, run, inputs, settings),
-            from_scratch=True,
-            scratch=CHECKPOINT,
-        )
+        parts = ("label", "label", folder, run, inputs, settings)
+        step = Step(*parts, from_scratch=True, scratch=CHECKPOINT)
         return step
 
     @once
@@ -325,7 +313,7 @@ class Pipeline:
                 labelled.folder,
                 made(labelled).counts["out"],
                 self._gold_test_labelled(),
-                self._to_annotate(),
+                self.asked.records(),
                 lambda records: annotate(
                     config, task, records, annotated.folder, progress, parsed=folder
                 ),
@@ -344,12 +332,7 @@ class Pipeline:
         assert best is not None and best[0].unit is not None
         if not self.gold.test.num_rows:
             return GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
-        variant, seed = best[0].unit
-        table = (self.workdir.evaluation / PREDICTIONS).read_table(f"{variant}-seed-{seed}.parquet")
-        texts = self.gold.test.sort_by("id")["text"]  # the predictions are sorted likewise
-        table = first_by_hash(table.append_column("text", texts), table.num_rows)
-        known = labels_by_id(self._annotated_gold())
-        return GoldTest(table, known, self.config.annotate.gold_records)
+        return self.asked.gold_test(read_predictions(self.workdir.evaluation, *best[0].unit))
 
     @once
     def _review(self) -> Step:
@@ -397,9 +380,11 @@ class Pipeline:
             )
 
         inputs = {step.title: output(step) for step in steps}
+        if curve:
+            inputs["curve"] = fingerprint(curve)
         if known := prices.model_dump(exclude_defaults=True):
             inputs["plan.prices"] = fingerprint(known)
-        return Step("report", "report", folder, run, inputs, curve)
+        return Step("report", "report", folder, run, inputs)
 
     def _tracking(self) -> Step:
         config, reported, folder = self.config.tracking, self._report(), self.workdir.tracking

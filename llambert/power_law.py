@@ -5,6 +5,7 @@ that Hestness et al. (arXiv 1712.00409) found from translation to images. c is w
 records brings down: the noise of the labels, or the encoder's own limit.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +24,7 @@ _EXPONENTS = np.geomspace(0.02, 3.0, 40)
 _RESAMPLES = 300
 _APART = 1.25  # times the last doubling, for all records to be a size of their own
 _BEYOND = 4  # times the largest size: further than two doublings no law is relied upon
+_LOG_LARGEST = 700.0  # e to the power of it is still a number
 _LEAST_ERROR = 1e-4  # of a mean over seeds that happen to agree: 0.01 points
 
 Array = NDArray[np.float64]
@@ -50,7 +52,7 @@ class CurveConfig(Section):
         1000,
         ge=10,
         description="Annotations to measure with where there is no gold test set, at most a fifth "
-        "of all.",
+        "of all: as long as it is less than this number, a larger sample is measured by others.",
     )
 
     @field_validator("sizes", "seeds")
@@ -97,7 +99,8 @@ class Law:
 
     def enough(self, gain: float) -> float:
         """The size from which on a doubling wins less than `gain`."""
-        return float((self.a * (1 - 2**-self.b) / gain) ** (1 / self.b))
+        of_one = self.a * (1 - 2**-self.b) / gain  # what doubling one record wins, in gains
+        return math.exp(min(math.log(of_one) / self.b, _LOG_LARGEST)) if of_one > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -149,14 +152,17 @@ def fit_law(sizes: Sequence[float], errors: Sequence[float], spread: Sequence[fl
     return Law(float(a) * scale**b, b, float(c))
 
 
-def look_ahead(points: Sequence[Point], gain: float) -> Outlook:
+def look_ahead(points: Sequence[Point], gain: float, chance: float = 0.0) -> Outlook:
     """What the next doubling of the largest size would bring, and which size is enough.
 
     Args:
         points: by size.
         gain: in accuracy (0..1), below which a doubling is not worth its price.
+        chance: the accuracy of one label for all: trainings that are no better have failed, and
+            tell nothing of what the records are worth.
     """
-    sizes, last = [point.size for point in points], points[-1]
+    last, points = points[-1], _learned(points, chance)
+    sizes = [point.size for point in points]
     if len(sizes) < LEAST_SIZES:
         why = f"a law of three parameters takes {LEAST_SIZES} sizes, and there are {len(sizes)}"
         return _no_law(last, why, "give more sizes (curve.sizes)")
@@ -164,7 +170,7 @@ def look_ahead(points: Sequence[Point], gain: float) -> Outlook:
     law = fit_law(sizes, [1 - point.accuracy for point in points], spread)
     laws = _resampled(points, spread)
     if not _rises(law, laws, sizes):
-        return _no_rise(points, gain)
+        return _no_rise(points, last, gain)
     enough = law.enough(gain)
     within = (sizes[0], _BEYOND * last.size)
     return Outlook(
@@ -177,18 +183,23 @@ def look_ahead(points: Sequence[Point], gain: float) -> Outlook:
         gain_interval=_interval([each.doubling(last.size) for each in laws]),
         enough=round(float(np.clip(enough, *within))),
         enough_interval=_interval([float(np.clip(each.enough(gain), *within)) for each in laws]),
-        advice=_advice(sizes, enough, gain),
+        advice=_advice(sizes[0], last.size, enough, gain),
     )
+
+
+def _learned(points: Sequence[Point], chance: float) -> list[Point]:
+    """`points` without the trainings that failed; a size that has no other is none."""
+    learned = {p.size: tuple(each for each in p.accuracies if each > chance) for p in points}
+    return [Point(size, accuracies) for size, accuracies in learned.items() if accuracies]
 
 
 def _no_law(last: Point, why: str, advice: str, enough: int | None = None) -> Outlook:
     return Outlook(None, why, 2 * last.size, None, None, None, None, enough, None, advice)
 
 
-def _no_rise(points: Sequence[Point], gain: float) -> Outlook:
+def _no_rise(points: Sequence[Point], last: Point, gain: float) -> Outlook:
     """What is said of sizes that do not differ, or by no more than the seeds do."""
-    first, last = points[0], points[-1]
-    most = _steepest(points)
+    first, most = points[0], max(_steepest(points), 0.0)
     if most >= gain:
         why = "the trainings differ by more than the sizes do"
         return _no_law(last, why, "nothing can be said: give more seeds (curve.seeds)")
@@ -209,17 +220,17 @@ def _steepest(points: Sequence[Point]) -> float:
     return float(line.slope + t.ppf(0.975, len(pairs) - 2) * line.stderr)
 
 
-def _advice(sizes: Sequence[int], enough: float, gain: float) -> str:
+def _advice(fewest: int, most: int, enough: float, gain: float) -> str:
     little = f"a doubling brings less than {100 * gain:g} points"
-    if enough <= sizes[0]:
-        return f"stop: from {sizes[0]:,} records on, the fewest measured, {little}"
-    if enough <= sizes[-1]:
+    if enough <= fewest:
+        return f"stop: from {fewest:,} records on, the fewest measured, {little}"
+    if enough <= most:
         return f"stop: from about {_rounded(enough):,} records on {little}"
-    if enough <= _BEYOND * sizes[-1]:
+    if enough <= _BEYOND * most:
         return f"go on to about {_rounded(enough):,} records, from where on {little}"
     return (
-        f"go on to {2 * sizes[-1]:,} records and ask again: {little} only past "
-        f"{_BEYOND * sizes[-1]:,}, which is too far from what was measured to say where"
+        f"go on to {2 * most:,} records and ask again: {little} only past "
+        f"{_BEYOND * most:,}, which is too far from what was measured to say where"
     )
 
 
@@ -233,12 +244,16 @@ def _standard_errors(points: Sequence[Point]) -> list[float]:
 
     A variance of few seeds is itself hardly known, and is drawn halfway to that of all sizes.
     """
-    seeds = [len(point.accuracies) for point in points]
-    if min(seeds) < 2:
+    several = [np.var(p.accuracies, ddof=1) for p in points if len(p.accuracies) > 1]
+    if not several:
         return [1.0] * len(points)
-    variances = np.array([np.var(point.accuracies, ddof=1) for point in points])
-    drawn = (variances + variances.mean()) / 2
-    return [max(float(e), _LEAST_ERROR) for e in np.sqrt(drawn / np.array(seeds))]
+    pooled = float(np.mean(several))
+    errors = []
+    for point in points:
+        seeds = len(point.accuracies)
+        own = float(np.var(point.accuracies, ddof=1)) if seeds > 1 else pooled
+        errors.append(max(math.sqrt((own + pooled) / 2 / seeds), _LEAST_ERROR))
+    return errors
 
 
 def _resampled(points: Sequence[Point], spread: Sequence[float]) -> list[Law]:
@@ -248,7 +263,7 @@ def _resampled(points: Sequence[Point], spread: Sequence[float]) -> list[Law]:
     too little. Of simulated curves the 95 % intervals so made hold the truth in 89 to 99 %.
     """
     freedom = sum(len(point.accuracies) - 1 for point in points) / 2  # the spread is half pooled
-    if min(len(point.accuracies) for point in points) < 2:
+    if not freedom:
         return []
     rng = np.random.default_rng(0)
     sizes, errors = [p.size for p in points], [1 - p.accuracy for p in points]

@@ -58,30 +58,14 @@ def report(
         An outcome whose counts are steps rather than records.
     """
     manifests = {title: manifest for title, (_, manifest) in made.items()}
-    evaluation = manifests["evaluate"].details
-    labelled_by = _labelled_by(manifests)
     value = {
         "name": name,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "answer": _answer(manifests, labelled_by),
-        **{title: _stage(*pair) for title, pair in made.items() if title != "evaluate"},
-        "evaluation": evaluation,
-        "labelled_by": labelled_by,
+        **_figures(made, manifests),
         "gates": [gate.figures() for gate in gates],
         "curve": curve,
-        "mistakes": _mistakes(made["evaluate"][0], labelled_by),
-        "rejects": _rejects(made["annotate"][0], made["sample"][0]),
         "cost": cost(manifests, prices or PricesConfig()),
-        "seconds": {title: manifest.seconds for title, manifest in manifests.items()},
-        "work": {
-            title: figures
-            for title, manifest in manifests.items()
-            if manifest.stage in WORKING and (figures := _work(manifest))
-        },
-        "notes": [note for title, each in manifests.items() for note in _notes(title, each)],
-        "steps": {title: _step(*pair) for title, pair in made.items()},
         "settings": settings,
-        "versions": manifests["label"].versions,
     }
     if plan and (compared := compare(plan, list(manifests.values()))):
         value["plan"] = compared
@@ -90,6 +74,30 @@ def report(
     folder.write_json("report.json", value)
     folder.write_bytes("index.html", page(value).encode())
     return Outcome({"in": len(made), "out": len(made), "dropped": {}})
+
+
+def _figures(
+    made: Mapping[str, tuple[Folder, Manifest]], manifests: Mapping[str, Manifest]
+) -> dict[str, Any]:
+    """What the steps' manifests and artefacts tell."""
+    labelled_by = _labelled_by(manifests)
+    return {
+        "answer": _answer(manifests, labelled_by),
+        **{title: _stage(*pair) for title, pair in made.items() if title != "evaluate"},
+        "evaluation": manifests["evaluate"].details,
+        "labelled_by": labelled_by,
+        "mistakes": _mistakes(made["evaluate"][0], labelled_by),
+        "rejects": _rejects(made["annotate"][0], made["sample"][0]),
+        "seconds": {title: manifest.seconds for title, manifest in manifests.items()},
+        "work": {
+            title: figures
+            for title, manifest in manifests.items()
+            if manifest.stage in WORKING and (figures := _work(manifest))
+        },
+        "notes": [note for title, each in manifests.items() for note in _notes(title, each)],
+        "steps": {title: _step(*pair) for title, pair in made.items()},
+        "versions": manifests["label"].versions,
+    }
 
 
 def _labelled_by(manifests: Mapping[str, Manifest]) -> dict[str, Any] | None:

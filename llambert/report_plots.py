@@ -1,8 +1,8 @@
-"""The report's figures: matplotlib's SVG, made fit to stand in a page.
+"""Figures as SVG, of the report and of `llambert curve`.
 
-A figure has no colour of its own: it is drawn in placeholders that become CSS variables of the
-page, so that it follows the page into dark mode and onto paper. Text stays text, in the page's
-font. Equal values give equal bytes.
+A figure is drawn in the page's colours by day. In the page they become its CSS variables, so that
+the figure follows it into dark mode and onto paper; its text is text, in the page's font. Equal
+values give equal bytes.
 """
 
 import io
@@ -10,11 +10,13 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-# What a figure is drawn in -> the page's variable.
-_INK, _MUTED, _RULE = "#010101", "#020202", "#030303"
+from llambert.power_law import Law
+
+# As in report.css, whose variables they become: each is told by its value, and no two are the same
+_INK, _MUTED, _RULE = "#1c2024", "#5f6770", "#d9dde1"
 # Who may have been measured, in the order of the page -> the colour of it.
-WHO = {"llm": "#040401", "baseline": "#040402", "llambert": "#040403", "combined": "#040404"}
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "line"} | {
+WHO = {"llm": "#8a4b9c", "baseline": "#6b737b", "llambert": "#1f6fb2", "combined": "#c05a00"}
+VARIABLES = {_INK: "ink", _MUTED: "muted", _RULE: "line"} | {
     colour: f"series-{who}" for who, colour in WHO.items()
 }
 _MARKERS = {"llm": "D", "baseline": "s", "llambert": "o", "combined": "^"}  # told apart in print
@@ -43,7 +45,8 @@ _STYLE: dict[Any, Any] = {
     "lines.markersize": 4.5,
 }
 _WIDTH = 4.7  # inches of 72 units: about a phone's width, so that text is legible there
-_TICKS_APART = 1.4  # times the number before, so that their words do not touch
+_FILE_SIZE = (7.0, 4.2)  # inches, of a figure that is a file
+_MOST_TICKS = 7  # along an axis of numbers, so that these do not touch
 _METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
@@ -136,30 +139,74 @@ def _risk_coverage(runs: Mapping[str, Mapping[str, Any]]) -> str | None:
     return _svg(draw, 3.2, "Risk and coverage: how often the surest labels are wrong")
 
 
-def _curve(curve: Mapping[str, Any] | None) -> str | None:
-    """Accuracy by training records, with the interval of each size, of what `curve` measured."""
-    known = {who: one["sizes"] for who, one in (curve or {}).get("variants", {}).items()}
-    if not known:
-        return None
+def curve_file(curve: Mapping[str, Any]) -> bytes:
+    """The figure of a curve.json as an SVG of its own, in fixed colours on white."""
 
     def draw(axes: Any) -> None:
-        for who, rows in known.items():
-            sizes = [row["records"] for row in rows]
-            bounds = [[100 * row["accuracy_interval"][end] for row in rows] for end in (0, 1)]
-            axes.fill_between(sizes, *bounds, color=WHO[who], alpha=0.2, linewidth=0)
-            _line(axes, who, sizes, [100 * row["accuracy"] for row in rows])
-        ticks: list[int] = []
-        for size in sorted({row["records"] for rows in known.values() for row in rows})[::-1]:
-            if not ticks or size * _TICKS_APART <= ticks[-1]:
-                ticks.append(size)
-        axes.set_xscale("log")
-        axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
-        axes.minorticks_off()
-        axes.set_xlabel("training records")
-        axes.set_ylabel("right, %")
-        _legend(axes)
+        _draw_curve(axes, curve)
+        axes.figure.suptitle(f"Learning curve, against {curve['against']}", fontsize=10)
 
-    return _svg(draw, 3.2, "Learning curve: accuracy by training records")
+    return _drawn(draw, _FILE_SIZE, "curve").encode()
+
+
+def _curve(curve: Mapping[str, Any] | None) -> str | None:
+    if not curve:
+        return None
+    label = "Learning curve: accuracy by training records"
+    return _svg(lambda axes: _draw_curve(axes, curve), 3.2, label)
+
+
+def _draw_curve(axes: Any, curve: Mapping[str, Any]) -> None:
+    """Accuracy by training records with 95 % intervals; where there is a law, its line.
+
+    The line is broken on its way to the next doubling, which it foretells.
+    """
+    told = set()
+    for who, one in curve["variants"].items():
+        rows, outlook = one["sizes"], one["outlook"]
+        sizes = [row["records"] for row in rows]
+        told |= set(sizes)
+        _whiskers(axes, who, sizes, [row["accuracy_interval"] for row in rows])
+        axes.plot(
+            *(sizes, [100 * row["accuracy"] for row in rows], _MARKERS[who]),
+            color=WHO[who],
+            label=title(who),
+        )
+        if outlook["law"]:
+            told.add(outlook["size"])
+            _draw_law(axes, who, sizes, outlook)
+    apart = (max(told) / min(told)) ** (1 / _MOST_TICKS)
+    ticks: list[int] = []
+    for size in sorted(told, reverse=True):
+        if not ticks or size * apart <= ticks[-1]:
+            ticks.append(size)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{size:,}" for size in ticks])
+    axes.minorticks_off()
+    axes.set_xlabel("training records")
+    axes.set_ylabel("right, %")
+    _legend(axes)
+
+
+def _draw_law(axes: Any, who: str, sizes: Sequence[int], outlook: Mapping[str, Any]) -> None:
+    """The law's line over what was measured, and on to the next doubling with its interval."""
+    import numpy as np
+
+    law, ahead = Law(**outlook["law"]), outlook["size"]
+    for first, last, line in ((sizes[0], sizes[-1], "-"), (sizes[-1], ahead, "--")):
+        where = np.geomspace(first, last, 40)
+        axes.plot(where, [100 * (1 - law.error(n)) for n in where], line, color=WHO[who])
+    if outlook["accuracy_interval"]:
+        _whiskers(axes, who, [ahead], [outlook["accuracy_interval"]])
+    foretold = 100 * outlook["accuracy"]
+    axes.plot([ahead], [foretold], _MARKERS[who], color=WHO[who], markerfacecolor="none")
+
+
+def _whiskers(
+    axes: Any, who: str, sizes: Sequence[int], intervals: Sequence[Sequence[float]]
+) -> None:
+    ends = ([100 * interval[end] for interval in intervals] for end in (0, 1))
+    axes.vlines(sizes, *ends, color=WHO[who], alpha=0.4, linewidth=3)
 
 
 def title(who: str) -> str:
@@ -177,15 +224,22 @@ def _legend(axes: Any) -> None:
 
 def _svg(draw: Callable[[Any], None], height: float, label: str) -> str:
     """What `draw` draws, as the markup of one element; `height` in inches, `label` in words."""
+    return _fit_in(_drawn(draw, (_WIDTH, height), label, transparent=True), label)
+
+
+def _drawn(
+    draw: Callable[[Any], None], size: tuple[float, float], salt: str, transparent: bool = False
+) -> str:
+    """What `draw` draws, as an SVG file. Ids are of `salt`: those of one page must differ."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": label}):
-        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        figure = Figure(figsize=size, layout="constrained")
         draw(figure.subplots())
         file = io.StringIO()
-        figure.savefig(file, format="svg", transparent=True, metadata=_METADATA)
-    return _fit_in(file.getvalue(), label)
+        figure.savefig(file, format="svg", transparent=transparent, metadata=_METADATA)
+    return file.getvalue()
 
 
 def _fit_in(svg: str, label: str) -> str:
@@ -198,6 +252,6 @@ def _fit_in(svg: str, label: str) -> str:
     body = re.sub(r"font-family: [^;\"]*; ?", "", body)
     used = set(re.findall(r"(?:href=\"|url\()#([^\")]+)", body))
     body = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in used else "", body)
-    for placeholder, variable in _VARIABLES.items():
+    for placeholder, variable in VARIABLES.items():
         body = body.replace(placeholder, f"var(--{variable})")
     return f'<svg viewBox="{box[1]}" role="img" aria-label="{label}">{body.strip()}'

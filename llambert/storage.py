@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,11 @@ _DRIVERS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google"}
 def is_remote(uri: str) -> bool:
     """Whether `uri` names an object store or another machine rather than a local path."""
     return "://" in uri and not uri.startswith("file://")
+
+
+def public(text: str) -> str:
+    """`text`, a URI or a message with some, without the users and passwords that they hold."""
+    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)
 
 
 def join(uri: str, *parts: str) -> str:

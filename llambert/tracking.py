@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from llambert.errors import StageError, UserError
 from llambert.progress import Progress
 from llambert.section import Section
-from llambert.storage import Folder, Outcome
+from llambert.storage import Folder, Outcome, public
 
 _URI = "MLFLOW_TRACKING_URI"
 _ENVIRONMENT = {  # unless the environment says otherwise
@@ -43,7 +43,7 @@ class MlflowConfig(Section):
     @field_validator("tracking_uri")
     @classmethod
     def _without_password(cls, uri: str | None) -> str | None:
-        if uri and _public(uri) != uri:
+        if uri and public(uri) != uri:
             raise ValueError(  # without the value
                 "holds a user or a password, which would be stored: export "
                 f"MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or all of it as {_URI}"
@@ -105,39 +105,45 @@ def track(
         os.environ.setdefault(variable, value)
     uri = config.mlflow.tracking_uri or os.environ[_URI]
     experiment = config.mlflow.experiment or name
-    progress.begin(None, f"logging to MLflow at {_public(uri)}")
+    progress.begin(None, f"logging to MLflow at {public(uri)}")
     params, found = parameters(settings), metrics(report.read_json("report.json"))
-    now = int(1000 * time.time())
     try:
-        from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
-
-        client = MlflowClient(uri)
-        run_id = _begin(client, experiment, name, key)
-        client.log_batch(
-            run_id,
-            metrics=[Metric(metric, value, now, 0) for metric, value in found.items()],
-            params=[Param(param, value) for param, value in params.items()],
-        )
+        client, run_id = _begin(uri, experiment, name, key)
+        _log_figures(client, run_id, params, found)
         _log_files(client, run_id, run_file, report)
         client.set_terminated(run_id)
     except Exception as error:  # whatever its client and the network raise, the remedy is the same
         raise StageError(
-            f"cannot log to MLflow at {_public(uri)!r}: {_public(str(error))}",
+            f"cannot log to MLflow at {public(uri)!r}: {public(str(error))}",
             "labels and report are done; the same command tries again, and does nothing else",
         ) from error
-    details = {"experiment": experiment, "run_id": run_id, "tracking_uri": _public(uri)}
+    details = {"experiment": experiment, "run_id": run_id, "tracking_uri": public(uri)}
     return Outcome({"in": len(found), "out": len(found), "dropped": {}}, details)
 
 
-def _begin(client: Any, experiment: str, name: str, key: str) -> str:
-    """The id of a new run in MLflow, in place of an earlier one with the same key."""
+def _begin(uri: str, experiment: str, name: str, key: str) -> tuple[Any, str]:
+    """A client and the id of a new run in MLflow, in place of an earlier one with the same key."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(uri)
     known = client.get_experiment_by_name(experiment)
     place = known.experiment_id if known else client.create_experiment(experiment)
     for earlier in client.search_runs([place], f"tags.`{_KEY}` = '{key}'"):
         client.delete_run(earlier.info.run_id)
-    run_id: str = client.create_run(place, run_name=name, tags={_KEY: key}).info.run_id
-    return run_id
+    return client, client.create_run(place, run_name=name, tags={_KEY: key}).info.run_id
+
+
+def _log_figures(
+    client: Any, run_id: str, params: Mapping[str, str], found: Mapping[str, float]
+) -> None:
+    from mlflow.entities import Metric, Param
+
+    now = int(1000 * time.time())
+    client.log_batch(
+        run_id,
+        metrics=[Metric(name, value, now, 0) for name, value in found.items()],
+        params=[Param(name, value) for name, value in params.items()],
+    )
 
 
 def _log_files(client: Any, run_id: str, run_file: str, report: Folder) -> None:
@@ -170,14 +176,15 @@ def parameters(section: Section, prefix: str = "") -> dict[str, str]:
 
 
 def metrics(report: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of a report.json, by names such as evaluation/llm/accuracy."""
+    """The figures of a report.json, by names such as evaluation/llm/accuracy.
+
+    What an earlier version's report does not have is left out.
+    """
+    plain = ("answer", "evaluation", "cost", "plan", "work", "seconds")
     steps = {k: v["counts"] for k, v in report.items() if isinstance(v, dict) and "counts" in v}
-    chosen = {
-        "evaluation": report["evaluation"],
+    chosen = {name: report.get(name) for name in plain} | {
         "cascade": (report.get("cascade") or {}).get("gold"),
-        "gates": {gate["name"]: gate["figure"] for gate in report["gates"]},
-        "work": report["work"],
-        "seconds": report["seconds"],
+        "gates": {gate["name"]: gate["figure"] for gate in report.get("gates", [])},
         "counts": steps,
     }
     return dict(_leaves(chosen, ""))
@@ -198,8 +205,3 @@ def _part(key: str) -> str:
     """`key` with what MLflow takes in a metric's name: a label may be any text."""
     kept = re.sub(r"[^\w.: -]", "_", key)
     return kept if kept.strip(". ") else f"_{kept}"
-
-
-def _public(text: str) -> str:
-    """`text`, a URI or a message with some, without the users and passwords that they hold."""
-    return re.sub(r"(?<=://)[^/?#\s]*@", "", text)

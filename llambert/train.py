@@ -114,7 +114,8 @@ class TrainConfig(Section):
 
     def what_matters(self) -> dict[str, Any]:
         """The settings that change what is learned, and not only how fast."""
-        return self.model_dump(exclude=_NOT_IN_IDENTITY | {"workers"})
+        later = set() if self.freeze_encoder else {"freeze_encoder"}  # older trainings stay done
+        return self.model_dump(exclude=_NOT_IN_IDENTITY | {"workers"} | later)
 
     @model_validator(mode="after")
     def _adds_up(self) -> "TrainConfig":
@@ -181,7 +182,7 @@ def train(
     targets = table["target"].to_numpy()
     training, validation = split(targets, config.validation_share, seed)
     settings = _engine_settings(config, len(training), gpu)
-    fixed = config.model_dump(exclude=_NOT_IN_IDENTITY)
+    fixed = config.what_matters() | {"workers": config.workers}  # a checkpoint is of so many
     name = fingerprint(
         [fixed, settings, labels, _identity(init_from), seed, gpu, content_hash(table)]
     )

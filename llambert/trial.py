@@ -1,5 +1,7 @@
 """One training to learn a figure from: an encoder is trained and measured, and does not stay."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -9,7 +11,7 @@ from llambert.deepspeed_settings import user_file
 from llambert.evaluate import EvaluateConfig, Trained, evaluate
 from llambert.progress import Progress
 from llambert.step import Step, run_step
-from llambert.storage import Folder, Outcome, fingerprint, fingerprint_model
+from llambert.storage import Folder, Outcome, fingerprint_model, fingerprint_rows
 from llambert.train import TrainConfig, train
 
 _VARIANT = "trial"
@@ -19,39 +21,47 @@ _KEPT = (
 )
 
 
-def trial_step(
-    title: str,
-    config: TrainConfig,
-    labels: list[str],
-    records: pa.Table,
-    test: pa.Table,
-    seed: int,
-    folder: Folder,
-) -> Step:
-    """The step that trains on `records` and measures on `test` (both `schema.GOLD`).
+@dataclass(frozen=True)
+class Trials:
+    """What trainings that are compared have in common; `test` (`schema.GOLD`) measures them all."""
 
-    Its folder keeps evaluation/ and the manifest, with `accuracy`, `accuracy_interval`,
-    `macro_f1` and the training's figures as details; the model is removed. A step that was
-    killed goes on from the training's last checkpoint, or from the finished model.
-    """
-    model = [fingerprint_model(config.model), user_file(config.deepspeed)]
-    made_from = [config.what_matters(), model, labels, seed]
-    inputs: dict[str, str | None] = {"records": _content(records)}
+    config: TrainConfig
+    labels: list[str]
+    test: pa.Table
 
-    def fit(progress: Progress) -> Outcome:
-        return train(config, labels, records, config.model, seed, folder / "model", progress)
+    @cached_property
+    def _tested(self) -> str:
+        return _content(self.test)
 
-    def run(progress: Progress) -> Outcome:
-        progress.begin(None, title)
-        training = Step("train", title, folder / "model", fit, inputs, made_from)
-        trained = training.manifest or run_step(training, progress)
-        found = _measure(config, labels, test, seed, folder, progress)
-        training.folder.remove()
-        details = {name: trained.details[name] for name in _KEPT} | found
-        return Outcome(trained.counts, details)
+    @cached_property
+    def _model(self) -> list[Any]:
+        return [fingerprint_model(self.config.model), user_file(self.config.deepspeed)]
 
-    both = inputs | {"test": _content(test)}
-    return Step("trial", title, folder, run, both, made_from)
+    def step(self, title: str, records: pa.Table, seed: int, folder: Folder) -> Step:
+        """The step that trains on `records` (`schema.GOLD`) and measures.
+
+        Its folder keeps evaluation/ and the manifest, with `accuracy`, `accuracy_interval`,
+        `macro_f1` and the training's figures as details; the model is removed. A step that was
+        killed goes on from the training's last checkpoint, or from the finished model.
+        """
+        config, labels = self.config, self.labels
+        made_from = [config.what_matters(), self._model, labels, seed]
+        inputs: dict[str, str | None] = {"records": _content(records)}
+
+        def fit(progress: Progress) -> Outcome:
+            return train(config, labels, records, config.model, seed, folder / "model", progress)
+
+        def run(progress: Progress) -> Outcome:
+            progress.begin(None, title)
+            training = Step("train", title, folder / "model", fit, inputs, made_from)
+            trained = training.manifest or run_step(training, progress)
+            found = _measure(config, labels, self.test, seed, folder, progress)
+            training.folder.remove()
+            details = {name: trained.details[name] for name in _KEPT} | found
+            return Outcome(trained.counts, details)
+
+        both = inputs | {"test": self._tested}
+        return Step("trial", title, folder, run, both, made_from)
 
 
 def _measure(
@@ -78,6 +88,4 @@ def _measure(
 
 
 def _content(records: pa.Table) -> str:
-    """A fingerprint of the records, whatever their order."""
-    columns = [records[name].to_pylist() for name in ("id", "text", "label")]
-    return fingerprint(sorted(zip(*columns, strict=True)))
+    return fingerprint_rows(records, "id", "text", "label")

@@ -97,12 +97,14 @@ def settings(mark: str = "", labels: tuple[str, str] = ("negative", "positive"))
 
 
 def write_curve(folder: Path, mark: str = "") -> dict[str, Any]:
-    """Leave a learning curve of two sizes beside the run, and return it."""
+    """Leave a learning curve of two sizes and a law beside the run, and return it."""
     sizes = [
         {"records": 100, "accuracy": 0.8, "accuracy_interval": [0.7, 0.85]},
         {"records": 200, "accuracy": 0.85, "accuracy_interval": [0.82, 0.88]},
     ]
-    outlook = {"advice": f"200 records are enough {mark}"}
+    law = {"a": 1.0, "b": 0.4, "c": 0.03}
+    outlook = {"law": law, "size": 400, "accuracy": 0.88, "accuracy_interval": [0.86, 0.9]}
+    outlook |= {"advice": f"200 records are enough {mark}"}
     told = {
         "against": f"600 records {mark}",
         "variants": {"llambert": {"sizes": sizes, "outlook": outlook}},

@@ -12,7 +12,7 @@ from llambert.models import check_model
 from llambert.parse import Mode
 from llambert.records import CorpusConfig, open_corpus
 from llambert.section import Location, ModelName, Section
-from llambert.storage import fingerprint, fingerprint_model, list_files
+from llambert.storage import fingerprint, fingerprint_model, list_files, public
 from llambert.task import TaskConfig
 
 # Arguments of the engine that change its speed or memory but not what it is asked or answers.
@@ -73,6 +73,16 @@ class OpenAIConfig(Section):
         description="Longer texts lose their middle, in characters; no limit where absent.",
         ge=1,
     )
+
+    @field_validator("base_url")
+    @classmethod
+    def _holds_no_key(cls, url: str | None) -> str | None:
+        if url and (public(url) != url or "?" in url):
+            raise ValueError(  # without the value
+                "holds a user, a password or a query, which would be stored: export the key in an "
+                "environment variable and name it in annotate.openai.api_key_env"
+            )
+        return url
 
     @field_validator("api_key_env")
     @classmethod

@@ -1,17 +1,15 @@
 """What the benchmarks work out by themselves: parts, flipped labels, claims."""
 
-import sys
+import os
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from imdb_splits import split
 from noise import flipped
+from paper_runs import _written
 from paper_table import claim, column
 
 from tests.tiny_roberta import easy_records
@@ -39,6 +37,18 @@ def test_parts_are_apart_and_larger_ones_contain_smaller_ones(tmp_path):
     assert pq.read_schema(tmp_path / "extra.parquet").names == ["id", "text"]  # no gold
     with pytest.raises(SystemExit, match="more than the 100"):
         split(source(tmp_path), str(tmp_path), train=60, extra=50, test=30)
+
+
+def test_a_file_that_a_run_goes_by_is_written_once(tmp_path):
+    table = easy_records(10)
+    path = Path(_written(str(tmp_path), "answers.parquet", table))
+    os.utime(path, (1, 1))
+    _written(
+        str(tmp_path), "answers.parquet", pa.concat_tables([table.slice(0, 4), table.slice(4)])
+    )
+    assert path.stat().st_mtime == 1
+    _written(str(tmp_path), "answers.parquet", table.slice(4))
+    assert path.stat().st_mtime > 1 and pq.read_table(path).num_rows == 6
 
 
 def test_a_share_of_the_labels_is_flipped_and_a_larger_one_contains_it():

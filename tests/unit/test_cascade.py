@@ -5,6 +5,7 @@ import pyarrow.compute as pc
 import pytest
 
 from llambert import cascade
+from llambert.asked import LABELLED_GOLD, GoldTest
 from llambert.schema import ANNOTATION, SAMPLE
 
 
@@ -61,10 +62,10 @@ def test_a_gold_record_is_asked_under_an_id_of_its_own():
 def test_no_more_gold_records_are_asked_than_allowed(most, known, measured):
     confidences = [0.9, 0.5, 0.6, 0.8, 0.7, 0.9]  # b, c and e are doubted
     table = pa.table({"id": list("abcdef"), "confidence": pa.array(confidences, pa.float32())})
-    gold = cascade.GoldTest(table, known, most)
+    gold = GoldTest(table, known, most)
     found = cascade._measured(gold, pa.scalar(0.7, pa.float32()))
     assert "".join(found["id"].to_pylist()) == measured
-    empty = cascade.GoldTest(cascade.LABELLED_GOLD.empty_table(), {}, 0)
+    empty = GoldTest(LABELLED_GOLD.empty_table(), {}, 0)
     assert cascade._measured(empty, pa.scalar(0.7, pa.float32())).num_rows == 0
 
 
@@ -87,9 +88,9 @@ def test_accuracy_with_and_without_the_llm():
         "answered": 3,
         "changed": 2,
     }
-    assert (figures["mended"], figures["spoilt"]) == (1, 1)
+    assert (figures["mended"], figures["spoilt"], figures["p_value"]) == (1, 1, 1.0)
     assert figures["encoder"]["accuracy"] == figures["cascade"]["accuracy"] == 3 / 5
-    none = cascade.LABELLED_GOLD.empty_table()
+    none = LABELLED_GOLD.empty_table()
     assert cascade._accuracies(none, none, {}) is None
 
 

@@ -1,14 +1,16 @@
 """The command line: quick, quiet imports, and messages instead of tracebacks."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from click.testing import CliRunner
 
-from llambert import cli
+from llambert import STAGES, cli
 
 HEAVY = ("torch", "vllm", "transformers", "ray", "deepspeed", "sklearn", "pandas")
 
@@ -39,6 +41,13 @@ def test_help_is_quick():
         seconds.append(time.monotonic() - started)
         assert done.returncode == 0 and "llambert" in done.stdout
     assert min(seconds) < 0.5
+
+
+def test_help_has_every_command_and_the_stages_last_in_their_order():
+    told = CliRunner().invoke(cli.cli, ["--help"]).output.partition("Commands:")[2]
+    names = re.findall(r"^  (\w+)", told, re.MULTILINE)
+    assert sorted(names) == sorted(cli.cli.commands) and tuple(names[-len(STAGES) :]) == STAGES
+    assert "..." not in told  # every summary is whole
 
 
 @pytest.mark.parametrize(

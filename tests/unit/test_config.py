@@ -1,5 +1,7 @@
 """Run files: what they mean, and what a wrong one says."""
 
+import re
+
 import pytest
 
 from llambert.config import RunConfig, dump, load
@@ -175,14 +177,22 @@ def test_a_variable_that_is_a_secret(write, monkeypatch, name):
     assert "hidden-value" not in str(caught.value)
 
 
-def test_a_key_in_place_of_its_name_is_not_printed(write):
-    for override in (
+@pytest.mark.parametrize(
+    "override",
+    [
         "annotate.openai.api_key_env=sk-abc123",
         "annotate.openai.api_key_env=[sk-abc123]",
-    ):
-        with pytest.raises(UserError, match=r"annotate\.openai\.api_key_env") as caught:
-            load(write(), [override])
-        assert "abc123" not in str(caught.value)
+        "annotate.openai.base_url=https://me:sk-abc123@host/v1",
+        "annotate.openai.base_url=https://sk-abc123@host/v1",
+        "annotate.openai.base_url=https://host/v1?api-key=sk-abc123",
+    ],
+)
+def test_a_key_in_the_wrong_place_is_refused_and_not_printed(write, override):
+    with pytest.raises(UserError, match=re.escape(override.partition("=")[0])) as caught:
+        load(write(), [override])
+    assert "abc123" not in str(caught.value)
+    kept = load(write(), ["annotate.openai.base_url=https://host:8000/v1"])
+    assert kept.annotate.openai.base_url == "https://host:8000/v1"
 
 
 @pytest.mark.parametrize(

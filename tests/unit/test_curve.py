@@ -8,13 +8,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from learning_curve import published
 
 from llambert.config import RunConfig
-from llambert.curve import Curve
+from llambert.curve import Curve, show
 from llambert.errors import UserError
 from llambert.pipeline import Pipeline
 from llambert.plan import PlanConfig
-from llambert.power_law import CurveConfig
+from llambert.power_law import CurveConfig, Outlook, look_ahead
 from llambert.progress import Progress
 from llambert.schema import ANNOTATION
 from llambert.step import run_step
@@ -162,7 +163,7 @@ def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
     for (_, size, seed), step in Curve(config, 0.005)._trials().items():
         right = 0.4 if (size, seed) == (20, 2) else 1 - 2 / size**0.5 + 0.001 * seed
         details = {"accuracy": right, "training_seconds": size / 10, "device": "cpu"}
-        details |= {"accuracy_interval": [0.0, 1.0], "device_seconds": size / 10}
+        details |= {"accuracy_interval": [0.0, 1.0], "device_seconds": size / 10, "macro_f1": right}
         counts = {"in": size, "out": size, "dropped": {}}
         with Progress("curve", quiet=True) as progress:
             outcome = Outcome(counts, details)
@@ -186,3 +187,38 @@ def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
     train = config.train.model_copy(update={"learning_rate": 1e-3})
     other = Pipeline(config.model_copy(update={"train": train}))
     assert other.workdir.measured_curve(other.curve_of()) is None  # of another encoder
+    (report,) = Pipeline(config).steps("report")  # shows it, and copies nothing of it
+    assert report.inputs["curve"] and report.by_name == {}
+
+
+def figures(ahead: Outlook) -> dict[str, Any]:
+    """A curve.json."""
+    row = {"records": 200, "accuracy": 0.8, "accuracy_interval": (0.7, 0.9)}
+    row |= {"training_seconds": 3.0, "device_seconds": 3.0, "device": "cpu"}
+    cost = {"further_records": 200, "answers": 202, "llm_seconds": 50.0, "llm_device_seconds": 200}
+    cost |= {"llm_device": "gpu", "prompt_tokens": 5000, "output_tokens": 400}
+    cost |= {"training_seconds": 6.0, "training_device_seconds": 6.0, "training_device": "cpu"}
+    cost |= {"cost": 1.25, "currency": "EUR"}
+    outlook = vars(ahead) | {"law": ahead.law and vars(ahead.law)}
+    one = {"sizes": [row], "outlook": outlook, "doubling_costs": cost}
+    return {
+        **{"against": "9 gold test records", "wanted_gain": 0.005, "warnings": ["few"]},
+        "variants": {"llambert": one},
+    }
+
+
+def test_what_is_printed(capsys):
+    law = look_ahead(published("gold", 25000), 0.003)
+    show(figures(law), "out/curve/curve.svg")
+    told = capsys.readouterr().out
+    assert "error in % = 11 n^-0.112 + 0" in told
+    low, high = (100 * each for each in law.gain_interval)
+    assert f"to 50,000, would bring +0.26 points ({low:.2f} to {high:.2f}), to 96.73 %" in told
+    assert "202 further answers of the LLM, 5,000 prompt and 400 output tokens" in told
+    assert (
+        "200 gpu-seconds" in told
+        and "cpu-seconds): 1.25 EUR" in told
+        and told.endswith("note: few\nout/curve/curve.svg\n")
+    )
+    show(figures(look_ahead(published("gold", 800), 0.003)), "")
+    assert "no law is fitted: a law of three parameters takes 4 sizes" in capsys.readouterr().out

@@ -2,15 +2,19 @@
 
 import json
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+import llambert
 from llambert.gates import Gate
 from llambert.held import PricesConfig
 from llambert.interval import wilson_interval
+from llambert.measures import exact_mcnemar
 from llambert.plan import Range, Rate, Work, as_json, estimate
 from llambert.report import report
+from llambert.report_plots import VARIABLES, WHO, curve_file, figures
 from llambert.storage import Folder
 from tests.finished_run import RECORDS, finished_run, manifest, settings, write_curve
 
@@ -128,6 +132,7 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
         "answered": 50,
         "mended": 20,
         "spoilt": 5,
+        "p_value": exact_mcnemar(20, 5),
         "encoder": {"accuracy": 0.9, "accuracy_interval": [0.87, 0.92]},
         "cascade": {"accuracy": 0.925, "accuracy_interval": [0.9, 0.945]},
     }
@@ -142,6 +147,14 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
     assert value["cost"]["amount"] == 191 + 6 * 120 + 50 + 640
     assert value["cost"]["llm_answers"] == 6000
     assert ["encoder, then LLM", "92.50 %", "90.00\u201394.50 %"] in page.rows
+    tested = "it put 20 right and 5 wrong{} (McNemar's exact test, p {})."
+    assert tested.format(": more than chance", "= 0.004") in page.words
+    gold["p_value"] = exact_mcnemar(4, 4)
+    page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))[1]
+    assert tested.format(": that may be chance", "= 1.000") in page.words
+    del gold["p_value"]  # as an earlier version left it
+    page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))[1]
+    assert "it put 20 right and 5 wrong." in page.words
 
 
 def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
@@ -275,6 +288,33 @@ def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
     value, page = write(tmp_path, curve=told)
     assert value["curve"] == told and page.tags.count("svg") == 4
     assert "llambert: 200 records are enough" in page.words
+
+
+def test_a_curve_as_a_file_has_the_pages_colours_by_day_and_no_variables(tmp_path):
+    css = (Path(llambert.__file__).parent / "report.css").read_text()
+    by_day = css[: css.index("@media")]
+    assert [f"--{name}: {colour};" in by_day for colour, name in VARIABLES.items()] == [True] * 7
+    curve = write_curve(tmp_path)
+    file = curve_file(curve)
+    assert file.startswith(b"<?xml") and file == curve_file(curve)
+    assert WHO["llambert"].encode() in file and b"var(" not in file
+    assert b"against 600 records" in file
+    in_page = figures({"evaluation": {}, "curve": curve})["curve"]
+    assert "var(--series-llambert)" in in_page and "#" not in in_page.replace('"#', "").replace(
+        "url(#", ""
+    )
+
+
+def test_the_line_is_the_laws_and_without_a_law_there_is_none(tmp_path):
+    curve = write_curve(tmp_path)
+    one = curve["variants"]["llambert"]
+    drawn = curve_file(curve).decode()
+    assert drawn.count("stroke-dasharray") == 1 and ">400<" in drawn  # to the next doubling
+    one["outlook"] |= {"law": None, "accuracy": None, "accuracy_interval": None}
+    drawn = curve_file(curve).decode()
+    assert "stroke-dasharray" not in drawn and ">400<" not in drawn
+    one["sizes"] = one["sizes"][:1]
+    assert ">100<" in curve_file(curve).decode()
 
 
 def test_equal_runs_have_equal_pages(tmp_path):

@@ -1,54 +1,78 @@
 """What MLflow is told, and when it cannot be; a real server is told in the integration tests."""
 
 import math
+import re
 import sys
+from typing import Any
 
 import pytest
 
 from llambert import tracking
 from llambert.config import RunConfig
 from llambert.errors import UserError
+from llambert.gates import Gate
+from llambert.plan import PlanConfig, Range, Work, estimate
+from llambert.report import report
+from llambert.storage import Folder, public
 from llambert.tracking import MlflowConfig, TrackingConfig, metrics, parameters
-
-REPORT = {
-    "name": "films",
-    "created": "2026-01-01",
-    "sample": {"counts": {"in": 9, "out": 5, "dropped": {"not_drawn": 4}}, "folder": "/w"},
-    "evaluation": {
-        "gold_records": 5,
-        "llm": {
-            "accuracy": 0.9,
-            "accuracy_interval": [0.8, 0.95],
-            "confusion": [[1, 2], [3, 4]],
-            "labels": {"so/so?": {"f1": 0.5}, "..": {"f1": 1}},
-            "calibration_error": None,
-        },
-        "llambert": {"seeds": {"1": {"accuracy": math.nan}}},
-    },
-    "gates": [{"name": "llm_accuracy", "figure": 0.9}, {"name": "label_share", "figure": None}],
-    "seconds": {"train llambert seed 1": 3.5},
-    "work": {"label": {"records_per_s": 12.5, "device": "cpu"}},
-    "cascade": {"gold": {"records": 5, "cascade": {"accuracy": 1.0}}, "share": 0.1},
-}
+from tests.finished_run import finished_run, settings
 
 
-def test_every_figure_once_under_a_name_that_mlflow_takes():
-    assert metrics(REPORT) == {
-        "evaluation/gold_records": 5,
-        "evaluation/llm/accuracy": 0.9,
-        "evaluation/llm/accuracy_interval/low": 0.8,
-        "evaluation/llm/accuracy_interval/high": 0.95,
-        "evaluation/llm/labels/so_so_/f1": 0.5,
-        "evaluation/llm/labels/_../f1": 1,
-        "cascade/records": 5,
-        "cascade/cascade/accuracy": 1,
+@pytest.fixture
+def written(tmp_path) -> dict[str, Any]:
+    """The report.json of a run with a gate, a plan and labels that MLflow would not take."""
+    labels = ("so/so?", "..")
+    made = finished_run(tmp_path, labels=labels)
+    work = Work(Range.exactly(100_004))
+    plan: dict[str, Any] = {"created": "2026-11-21T10:00:00+00:00", "rates": {}, "prices": {}}
+    plan["llambert"] = estimate({"corpus": work}, {}, PlanConfig().prices)
+    gates = [Gate("llm_accuracy", 0.8, 9, 10, ""), Gate("label_share", 0.1, 0, 0, "")]
+    folder = Folder(str(tmp_path / "report"))
+    report("films", made, settings(labels=labels), folder, gates, plan)
+    return folder.read_json("report.json")
+
+
+def test_every_figure_once_under_a_name_that_mlflow_takes(written):
+    found = metrics(written)
+    llm, seeds = written["evaluation"]["llm"], written["evaluation"]["combined"]["seeds"]
+    expected = {
+        "answer/labelled": 100_000,
+        "answer/accuracy": seeds["1"]["accuracy"],
+        "answer/accuracy_interval/low": seeds["1"]["accuracy_interval"][0],
+        "answer/accuracy_interval/high": seeds["1"]["accuracy_interval"][1],
+        "evaluation/gold_records": 600,
+        "evaluation/llm/accuracy": llm["accuracy"],
+        "evaluation/llm/labels/so_so_/f1": llm["labels"]["so/so?"]["f1"],
+        "evaluation/llm/labels/_../f1": llm["labels"][".."]["f1"],
+        "evaluation/combined/seeds/2/accuracy": seeds["2"]["accuracy"],
+        "cost/share": written["cost"]["share"],
+        "plan/corpus/records/planned/high": 100_004,
+        "plan/corpus/records/actual": 100_000,
         "gates/llm_accuracy": 0.9,
-        "work/label/records_per_s": 12.5,
-        "seconds/train llambert seed 1": 3.5,
-        "counts/sample/in": 9,
-        "counts/sample/out": 5,
-        "counts/sample/dropped/not_drawn": 4,
+        "work/label/records_per_s": 5120.4,
+        "seconds/train llambert seed 1": 12.34,
+        "counts/sample/in": 100_000,
+        "counts/sample/dropped/not_drawn": 99_000,
     }
+    assert {name: found.get(name) for name in expected} == expected
+    assert all(math.isfinite(value) for value in found.values())
+    assert not [name for name in found if not re.fullmatch(r"[\w.: /-]+", name)]
+    assert not {"gates/label_share", "evaluation/llm/confusion"} & found.keys()  # no one number
+
+
+def test_what_an_earlier_report_or_a_run_without_it_lacks_is_left_out(written):
+    for name in ("answer", "cost", "plan", "gates", "work", "seconds", "cascade"):
+        written.pop(name, None)
+    found = metrics(written)
+    assert {name.partition("/")[0] for name in found} == {"evaluation", "counts"}
+
+
+def test_a_figure_that_is_no_number_is_left_out(written):
+    written["evaluation"]["llm"]["accuracy"] = math.nan
+    written["cascade"] = {"gold": {"records": 5, "cascade": {"accuracy": 1.0}}, "share": 0.1}
+    found = metrics(written)
+    assert "evaluation/llm/accuracy" not in found
+    assert (found["cascade/records"], found["cascade/cascade/accuracy"]) == (5, 1)
 
 
 def test_settings_bear_their_names_in_the_run_file(tmp_path):
@@ -83,14 +107,14 @@ def test_a_password_is_refused_and_not_repeated(uri):
     with pytest.raises(ValueError, match="MLFLOW_TRACKING_PASSWORD") as raised:
         MlflowConfig(tracking_uri=uri)
     assert "which would be stored" in raised.value.errors()[0]["msg"]
-    assert tracking._public(uri) in ("http://host:5000", "postgresql://host/db")
+    assert public(uri) in ("http://host:5000", "postgresql://host/db")
     said = "API request to {}/api failed, ask me@host"
-    assert tracking._public(said.format(uri)) == said.format(tracking._public(uri))
+    assert public(said.format(uri)) == said.format(public(uri))
 
 
 @pytest.mark.parametrize("uri", ["http://host:5000/a@b", "sqlite:////tmp/a@b.db", "databricks"])
 def test_what_holds_no_password_is_taken_as_it_is(uri):
-    assert MlflowConfig(tracking_uri=uri).tracking_uri == tracking._public(uri) == uri
+    assert MlflowConfig(tracking_uri=uri).tracking_uri == public(uri) == uri
 
 
 def test_what_is_missing_is_said_before_the_run(monkeypatch):

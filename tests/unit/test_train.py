@@ -16,7 +16,7 @@ from llambert.errors import UserError
 from llambert.finetune import deal
 from llambert.models import check_model
 from llambert.schema import GOLD
-from llambert.storage import Folder
+from llambert.storage import Folder, fingerprint
 from llambert.train import TrainConfig, check, required_resources
 from llambert.training_data import content_hash, label_weights, prepared, split
 
@@ -128,6 +128,13 @@ def test_configs_that_contradict_themselves_are_refused():
         TrainConfig(seeds=[1, 1])
     with pytest.raises(ValidationError, match="zero_stage"):
         DeepSpeedConfig(zero_stage=0, offload="cpu")
+
+
+def test_another_version_makes_no_training_stale():
+    """The fingerprint is that of the version before `freeze_encoder` came."""
+    assert fingerprint(TrainConfig(model="an/encoder", epochs=3).what_matters()) == "34a2f4d1d990"
+    assert TrainConfig(freeze_encoder=True).what_matters()["freeze_encoder"]
+    assert TrainConfig(workers=2).what_matters() == TrainConfig().what_matters()
 
 
 def test_batch_is_accumulated_where_a_workers_share_is_too_large():
