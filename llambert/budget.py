@@ -89,7 +89,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    said = str(error)
+    # oneDNN does not tell why it could not make a primitive; a smaller batch asks less of it
+    return isinstance(error, RuntimeError) and (
+        "allocate memory" in said or "could not create a primitive" in said
+    )
 
 
 def _timed(forward: Forward, sequences: Sequence[Tokens]) -> tuple[float, int]:

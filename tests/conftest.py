@@ -1,5 +1,6 @@
 """Shared by all tests: one local Ray for the session, and where the real data lies."""
 
+import gc
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,13 @@ def joined(ray_session):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_ADDRESS", cluster.address())
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _collected():
+    """A failure's traceback keeps Ray's actors, and the CPUs they hold, until it is collected."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

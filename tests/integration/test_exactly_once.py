@@ -69,7 +69,7 @@ def _config(place: Path, name: str) -> str:
         "sample": {"size": 10},
         "train": {"model": "encoder"},
         "annotate": {"engine": "recorded", "recorded": {"path": "corpus"}},
-        "label": {"batch_tokens": 256, "workers": [2, 2]},
+        "label": {"batch_tokens": 32, "workers": [2, 2]},  # slow enough to be killed at it
     }
     path = place / f"{name}.yaml"
     path.write_text(yaml.safe_dump(run))
