@@ -95,9 +95,8 @@ def evaluate(
             errors.append(_mistakes(predicted, gold, model, config.errors))
     for variant, seeds in by_variant.items():
         metrics[variant] = over_seeds(seeds)
-    comparisons = _compare(right, _right(annotated.filter(annotated["label"].is_valid())))
-    if comparisons:
-        metrics["comparisons"] = comparisons
+    if compared := _compare(right, _right(annotated.filter(annotated["label"].is_valid()))):
+        metrics["comparisons"] = compared
     folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
     return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics)

@@ -1,5 +1,6 @@
 """The report's page in a real Chromium: nothing runs, nothing is fetched, nothing overflows."""
 
+import base64
 import json
 import shutil
 
@@ -24,8 +25,9 @@ def page(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("report")
     mark = f"{HOSTILE} {LONG}"
     made = finished_run(folder, mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
+    write_curve(folder, mark)
     told = settings(mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
-    report(mark, made, told, Folder(str(folder / "report")), curve=write_curve(folder, mark))
+    report(mark, made, told, Folder(str(folder / "curve")), Folder(str(folder / "report")))
     return (folder / "report" / "index.html").as_uri()
 
 
@@ -135,11 +137,14 @@ def test_a_phone_does_not_scroll_sideways(opened):
     assert opened.execute_script(scrolls)
 
 
-def test_paper_is_white_and_nothing_is_cut_off_on_it(opened):
+def test_paper_is_white_and_has_all_of_it(opened):
     dark = {"media": "print", "features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     opened.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     assert opened.execute_script(_CONTRAST)["paper"] > 0.99
     assert not opened.find_element("css selector", "nav").is_displayed()
     a4 = {"width": 718, "height": 1047, "deviceScaleFactor": 1, "mobile": False}  # less margins
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", a4)
-    assert opened.execute_script("return document.documentElement.scrollWidth") == a4["width"]
+    wide = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert opened.execute_script(wide) == 0
+    printed = opened.execute_cdp_cmd("Page.printToPDF", {"paperWidth": 8.27, "paperHeight": 11.69})
+    assert base64.b64decode(printed["data"]).startswith(b"%PDF")
