@@ -27,6 +27,10 @@ _MEANINGS = {  # of the reasons for which a stage drops a record
         "no_label": "the LLM's answer gave no label",
         "in_gold_test": "the text is one that the models are measured by",
     },
+    "review": {
+        "more_certain": "the label is more certain than those that people are given",
+        "decided_by_llm": "the LLM decided the label",
+    },
 }
 _NO_COUNT = {"prompt_tokens", "output_tokens", "tokens"}  # 0: the engine did not count
 _MISTAKES = 10  # with their texts; errors.parquet has more

@@ -175,6 +175,14 @@ def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
     assert ["annotate", "request failed", "TimeoutError", "1"] in page.rows
 
 
+def test_every_stages_reasons_have_a_meaning(tmp_path):
+    train = manifest("train", 9, dropped={"no_label": 1, "in_gold_test": 1}, made="combined1")
+    review = manifest("review", 200, dropped={"more_certain": 99_000, "decided_by_llm": 800})
+    value, _ = write(tmp_path, **{"train combined seed 1": train}, review=review)
+    dropped = [drop for step in value["steps"].values() for drop in step["dropped"]]
+    assert len(dropped) == 9 and all(drop["meaning"] for drop in dropped)
+
+
 def test_who_was_measured_and_whether_they_differ(tmp_path):
     value, page = write(tmp_path)
     for who in ("llm", "baseline", "llambert", "combined"):
