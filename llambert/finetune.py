@@ -108,6 +108,8 @@ class _Worker:
         import ray
         import torch
 
+        from llambert.onednn import train_linear_layers
+
         self.job = job
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
@@ -115,6 +117,8 @@ class _Worker:
         self.tokenizer = load_tokenizer(source, job.trust_remote_code)
         torch.manual_seed(job.seed)  # of a new classification head
         model = load_classifier(source, job.labels, job.trust_remote_code)
+        if torch.backends.mkldnn.is_available():
+            train_linear_layers(model)
         self.max_length = min(job.max_length, longest_input(model.config, self.tokenizer))
         self.tokenizer.model_max_length = self.max_length
         records = ray.get(job.records)
