@@ -1,5 +1,6 @@
 """An encoder's files: the folder, the tokenizer, the classifier; texts become token ids."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -67,11 +68,29 @@ def machine_cache() -> str:
 
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The fast tokenizer of `model`, a hub name or a folder."""
+    folder = local_folder(model)
+    if _needs_no_class(folder):
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(
-        local_folder(model), use_fast=True, trust_remote_code=trust_remote_code
-    )
+    return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trust_remote_code)
+
+
+def _needs_no_class(folder: str) -> bool:
+    """Whether a folder's tokenizer is what its tokenizer.json says, without a class for the model.
+
+    AutoTokenizer comes to the same, after 4 s of imports: of every configuration it knows, torch
+    and scikit-learn.
+    """
+    try:
+        with open(os.path.join(folder, "tokenizer_config.json"), encoding="utf-8") as file:
+            settings = json.load(file)
+    except (OSError, ValueError):
+        return False
+    named = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
+    return named and "auto_map" not in settings
 
 
 def load_classifier(

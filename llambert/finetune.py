@@ -111,6 +111,8 @@ class _Worker:
         import ray
         import torch
 
+        from llambert.onednn import train_linear_layers
+
         self.job = job
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
@@ -120,6 +122,8 @@ class _Worker:
         model = load_classifier(source, job.labels, job.trust_remote_code)
         if job.freeze_encoder:
             freeze(model)
+        if torch.backends.mkldnn.is_available():
+            train_linear_layers(model)
         self.max_length = min(job.max_length, longest_input(model.config, self.tokenizer))
         self.tokenizer.model_max_length = self.max_length
         records = ray.get(job.records)

@@ -1,12 +1,16 @@
-"""Linear layers and attention by oneDNN, for inference on a CPU."""
+"""Matrix products by oneDNN, in float32 on a CPU: linear layers and attention.
+
+The operators are those that torch's own compiler puts in the place of linear layers. MKL, which
+torch itself calls, runs slower kernels on AMD's processors.
+"""
+
+from typing import Any
 
 import torch
 
 
 class OneDnnLinear(torch.nn.Module):
-    """`torch.nn.Linear` with packed weights, followed in the same pass by an activation.
-
-    The operators are those that torch's own compiler puts in the place of linear layers.
+    """For inference: `torch.nn.Linear` with packed weights, and an activation in the same pass.
 
     Args:
         plain: the layer; its weights are copied.
@@ -34,11 +38,64 @@ def attention(
 
     One head after the other, so that its scores stay in the core's cache.
     """
-    product = torch.ops.mkldnn._linear_pointwise
     out = torch.empty(query.shape)
     query, key = (query * scaling).contiguous(), key.contiguous()
     turned = value.transpose(1, 2).contiguous()
     for head in range(len(query)):
-        scores = product(query[head], key[head], None, "none", [], "")
-        out[head] = product(scores.softmax(-1), turned[head], None, "none", [], "")
+        scores = _product(query[head], key[head])
+        out[head] = _product(scores.softmax(-1), turned[head])
     return out
+
+
+def train_linear_layers(model: torch.nn.Module) -> None:
+    """Let the model's linear layers, and their gradients, be computed by oneDNN; in place.
+
+    Weights, names and results stay as they are, but for rounding. A batch that is not float32, or
+    not on the CPU, takes torch's way.
+    """
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = _TrainedLinear
+
+
+class _TrainedLinear(torch.nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(…, in) to (…, out)."""
+        if inputs.dtype != torch.float32 or inputs.device.type != "cpu":
+            return super().forward(inputs)
+        return _LinearFunction.apply(inputs, self.weight, self.bias)
+
+
+class _LinearFunction(torch.autograd.Function):
+    """The product and its derivatives.
+
+    It keeps the weight itself for the backward pass, which under ZeRO-3 is gathered anew then.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, inputs: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+    ) -> torch.Tensor:
+        ctx.save_for_backward(inputs, weight)
+        return _product(inputs.contiguous(), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inputs, weight = ctx.saved_tensors
+        rows = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        of_inputs = of_weight = of_bias = None
+        if ctx.needs_input_grad[0]:
+            of_inputs = _product(rows, weight.t().contiguous()).view_as(inputs)
+        if ctx.needs_input_grad[1]:
+            seen = inputs.reshape(-1, inputs.shape[-1])  # (rows, in)
+            of_weight = _product(rows.t().contiguous(), seen.t().contiguous())
+        if ctx.needs_input_grad[2]:
+            of_bias = rows.sum(0)
+        return of_inputs, of_weight, of_bias
+
+
+def _product(
+    left: torch.Tensor, right: torch.Tensor, bias: torch.Tensor | None = None
+) -> torch.Tensor:
+    """(…, n) and (m, n) to (…, m): left times right transposed; both must be contiguous."""
+    return torch.ops.mkldnn._linear_pointwise(left, right, bias, "none", [], "")

@@ -19,7 +19,6 @@ from llambert.columns import Unreadable
 from llambert.encoder import load_tokenizer, local_folder, longest_input, tokenize
 from llambert.engines.config import AnnotateConfig
 from llambert.engines.prompts import ControlTokenError
-from llambert.engines.prompts import load_tokenizer as load_llm_tokenizer
 from llambert.formats import COMPRESSIONS, SourceFile
 from llambert.plan import Range
 from llambert.records import Corpus, Source, read_positions
@@ -276,7 +275,7 @@ def llm_tokens(config: AnnotateConfig, task: TaskConfig, seen: Survey) -> tuple[
             counts[i] = len(builder.build(text).token_ids)
         except ControlTokenError:  # the run refuses it likewise
             continue
-    tokenizer = load_llm_tokenizer(config.model or "", config.trust_remote_code)
+    tokenizer = load_tokenizer(config.model or "", config.trust_remote_code)
     lengths = [len(tokenizer(label, add_special_tokens=False).input_ids) for label in task.labels]
     return seen.mean(counts), _answer(mean(np.array(lengths), 0), config)
 

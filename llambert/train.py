@@ -294,6 +294,7 @@ def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
+    _leave_out_cleaner(trainer)
     with _interrupts_as_before():
         try:
             result = trainer.fit()
@@ -302,6 +303,23 @@ def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:
         except SystemExit as stopped:  # Ray Train's answer to Ctrl-C, as if all had gone well
             raise KeyboardInterrupt from stopped
     return dict(result.return_value)
+
+
+def _leave_out_cleaner(trainer: Any) -> None:
+    """Train without Ray Train's `PlacementGroupCleaner`.
+
+    It frees the workers of a driver that lives on after its controller has died; this driver ends
+    then, which frees them. At the end of a training it is waited for until it has asked the
+    dashboard, of which a Ray on one machine has none: 12 s.
+    """
+    from ray.train.v2._internal.callbacks.placement_group_callback import (
+        PlacementGroupCleanerCallback,
+    )
+
+    made = trainer._create_default_callbacks
+    trainer._create_default_callbacks = lambda: [
+        each for each in made() if not isinstance(each, PlacementGroupCleanerCallback)
+    ]
 
 
 def _discard_unusable(checkpoints: Folder, name: str) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from llambert.encoder import load_tokenizer
 from llambert.errors import UserError
 from llambert.task import TaskConfig, control_pattern, messages
 
@@ -140,8 +141,6 @@ class PromptBuilder:
 
 
 @lru_cache(maxsize=2)
-def load_tokenizer(model: str, trust_remote_code: bool) -> Any:
+def kept_tokenizer(model: str, trust_remote_code: bool) -> Any:
     """The model's tokenizer, kept for the life of the process."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(model, trust_remote_code=trust_remote_code)
+    return load_tokenizer(model, trust_remote_code)

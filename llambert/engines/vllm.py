@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from llambert import schema
 from llambert.cluster import resources
 from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint, device
-from llambert.engines.prompts import ControlTokenError, PromptBuilder, load_tokenizer
+from llambert.engines.prompts import ControlTokenError, PromptBuilder, kept_tokenizer
 from llambert.errors import UserError
 from llambert.progress import Counter
 from llambert.task import TaskConfig
@@ -20,7 +20,8 @@ _LIGHT_CPUS = 0.25  # of a core, for the stages around the engine, which wait fo
 _CPU_SHARE = 0.75  # of a core reserved for each engine worker on CPU: the rest feeds it
 _MAX_NUM_SEQS = 256  # sequences that the engine works on at once
 _BATCH_ATTEMPTS = 3  # a batch that ends the engine so often is given up
-_KV_CACHE_GIB = "4"  # on CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
+_KV_CACHE_MOST = 4 * 2**30  # bytes on CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
+_KV_BLOCK = 128  # tokens that vLLM's cache on CPU grows by
 
 
 def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -> Any:
@@ -84,16 +85,20 @@ def _window(config: AnnotateConfig) -> int:
     """Tokens of prompt and answer together."""
     if config.max_model_len:
         return config.max_model_len
-    from transformers import AutoConfig
-
-    found = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
-    window = getattr(found.get_text_config(), "max_position_embeddings", None)
+    window = getattr(_text_config(config), "max_position_embeddings", None)
     if not window:
         raise UserError(
             f"the model {config.model!r} does not say how long its window is",
             "set annotate.max_model_len",
         )
     return int(window)
+
+
+def _text_config(config: AnnotateConfig) -> Any:
+    from transformers import AutoConfig
+
+    found = AutoConfig.from_pretrained(config.model, trust_remote_code=config.trust_remote_code)
+    return found.get_text_config()
 
 
 def engine_settings(
@@ -141,13 +146,26 @@ def _engine_kwargs(
         kwargs["distributed_executor_backend"] = "mp"
         kwargs["enforce_eager"] = True
         kwargs["dtype"] = "float32" if config.dtype == "auto" else config.dtype
-        defaults = {
-            "VLLM_CPU_KVCACHE_SPACE": _KV_CACHE_GIB,
-            # Binding threads to cores counts the machine's cores, not those that Ray gave.
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }
-        environment = {name: os.environ.get(name, value) for name, value in defaults.items()}
+        kwargs["kv_cache_memory_bytes"] = _kv_cache_bytes(config, window, kwargs["dtype"])
+        # Binding threads to cores counts the machine's cores, not those that Ray gave.
+        environment = {"VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+        told = ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE")
+        environment |= {name: os.environ[name] for name in told if name in os.environ}
     return kwargs | config.engine_kwargs, environment
+
+
+def _kv_cache_bytes(config: AnnotateConfig, window: int, dtype: str) -> int:
+    """Room for keys and values of as many full windows as the engine works on at once.
+
+    The engine writes all of it with zeros at its start: 15 s for 4 GiB on two cores.
+    """
+    model = _text_config(config)
+    heads = model.num_attention_heads
+    size = getattr(model, "head_dim", None) or model.hidden_size // heads
+    kept = 2 * (getattr(model, "num_key_value_heads", None) or heads) * size  # of a token and layer
+    token = model.num_hidden_layers * kept * (4 if dtype == "float32" else 2)
+    blocks = (_MAX_NUM_SEQS + 1) * math.ceil(window / _KV_BLOCK)
+    return min(_KV_CACHE_MOST, blocks * _KV_BLOCK * token)
 
 
 def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
@@ -185,7 +203,7 @@ def prompt_builder(config: AnnotateConfig, task: TaskConfig) -> PromptBuilder:
 
 def _builder(config: AnnotateConfig, task: TaskConfig, limit: int) -> PromptBuilder:
     return PromptBuilder(
-        load_tokenizer(config.model or "", config.trust_remote_code),
+        kept_tokenizer(config.model or "", config.trust_remote_code),
         task,
         limit,
         config.chat_template,

@@ -16,7 +16,7 @@ from tests.chat_server import KEY, MODEL, ChatServer, chat_server
 from tests.integration.test_pipeline import labels_of, llambert
 from tests.tiny_roberta import easy_records, make_tiny_roberta
 
-RECORDS = 60_000
+RECORDS = 30_000
 SAMPLE = 300
 CONCURRENCY = 4
 

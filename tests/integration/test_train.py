@@ -4,8 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -149,31 +147,6 @@ def test_one_worker_learns_and_leaves_a_plain_folder(by_one, encoder):
     assert metrics["best_epoch"] == details["best_epoch"]
     assert metrics["deepspeed"]["zero_optimization"]["stage"] == 0
     assert metrics["seed"] == 7 and metrics["init_from"] == encoder
-
-
-def test_driver_killed_and_run_again(by_one, encoder, tmp_path):
-    """SIGKILL to the whole program; the same call goes on and ends with the same weights."""
-    folder = tmp_path / "model"
-    code = (
-        "from llambert import cluster\n"
-        "from tests.integration.test_train import ONE_WORKER, fit\n"
-        f"with cluster.connection(): fit({encoder!r}, {str(folder)!r}, **ONE_WORKER)"
-    )
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    driver = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    try:
-        wait_for_checkpoints(folder, 3)
-    finally:
-        family = psutil.Process(driver.pid).children(recursive=True)
-        driver.kill()
-        driver.wait()
-        psutil.wait_procs(family, timeout=20)
-    assert not (folder / "metrics.json").exists()
-
-    details = fit(encoder, str(folder), **ONE_WORKER).details
-    assert details["resumed"] == 1
-    same(by_one[1], details)
-    same_weights(by_one[0], str(folder))
 
 
 def test_worker_killed_under_zero_3(ray_session, encoder, two_workers, tmp_path):

@@ -6,7 +6,9 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from transformers import AutoTokenizer
 
+import llambert.demo
 from llambert.encoder import freeze, load_classifier, load_tokenizer, local_folder, tokenize
 from llambert.errors import UserError
 from tests.tiny_roberta import make_tiny_roberta
@@ -40,6 +42,18 @@ def test_a_frozen_encoder_leaves_the_head_to_be_trained(minilm, tmp_path):
     layers = ("classifier.dense", "classifier.out_proj")
     roberta = {f"{layer}.{kind}" for layer in layers for kind in both}
     assert trained(make_tiny_roberta(tmp_path)) == roberta
+
+
+def test_a_tokenizer_without_a_class_of_its_own_is_autotokenizer_s(minilm):
+    """The shipped models' are loaded without AutoTokenizer, which is slow to import."""
+    demo = Path(llambert.demo.__path__[0])
+    texts = ["A <film> of “wörds”, naïve; 漢字 " * 3, "<s> </s> <|user|> [CLS]", ""]
+    for folder in (str(demo / "mini-llama"), str(demo / "mini-roberta"), minilm):
+        ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
+        assert type(ours) is type(theirs)
+        assert ours(texts) == theirs(texts)
+        for name in ("model_max_length", "pad_token_id", "all_special_ids", "chat_template"):
+            assert getattr(ours, name) == getattr(theirs, name)
 
 
 @pytest.fixture
