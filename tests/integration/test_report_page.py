@@ -25,9 +25,9 @@ def page(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("report")
     mark = f"{HOSTILE} {LONG}"
     made = finished_run(folder, mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
-    write_curve(folder, mark)
+    curve = write_curve(folder, mark)
     told = settings(mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
-    report(mark, made, told, Folder(str(folder / "curve")), Folder(str(folder / "report")))
+    report(mark, made, told, Folder(str(folder / "report")), curve=curve)
     return (folder / "report" / "index.html").as_uri()
 
 
