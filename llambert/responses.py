@@ -62,6 +62,13 @@ def unanswered(records: pa.Table, folder: Folder) -> pa.Table:
     return records.take([i for i, at in enumerate(known) if at is None or not answered[at]])
 
 
+def failures(requests: pa.Table, error: str) -> pa.Table:
+    """A failure for each of `requests` (id, text_hash), as `schema.RESPONSE`."""
+    rows = requests.select(["id", "text_hash"]).to_pylist()
+    failed = {"error": error, "truncated": False}
+    return pa.Table.from_pylist([row | failed for row in rows], schema=schema.RESPONSE)
+
+
 def next_round(folder: Folder) -> str:
     """The name of a round that none has borne."""
     names = (folder / "responses").files(".parquet") + (folder / "running").folders()
@@ -110,18 +117,20 @@ def _keys(table: pa.Table) -> list[tuple[str, int]]:
 
 def _parts(folder: Folder) -> dict[str, pa.Table]:
     """The responses written so far by each round that has not been collected."""
-    rounds = {}
-    for name in (folder / "running").folders():
-        part = folder / "running" / name
-        names = part.files(".parquet")
-        with ThreadPoolExecutor(_READERS) as pool:
-            read = list(pool.map(_read_part, [part] * len(names), names))
-        tables = [table for table in read if table is not None]
-        rounds[name] = pa.concat_tables([schema.RESPONSE.empty_table(), *tables])
-    return rounds
+    running = folder / "running"
+    return {name: read_part(running / name) for name in running.folders()}
 
 
-def _read_part(part: Folder, name: str) -> pa.Table | None:
+def read_part(part: Folder) -> pa.Table:
+    """The responses that a round, whose own folder `part` is, has written so far."""
+    names = part.files(".parquet")
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = list(pool.map(_read_file, [part] * len(names), names))
+    tables = [table for table in read if table is not None]
+    return pa.concat_tables([schema.RESPONSE.empty_table(), *tables])
+
+
+def _read_file(part: Folder, name: str) -> pa.Table | None:
     """One batch's answers, or None where its writer was killed before the end of the file."""
     with part.fs.open(part.path(name), "rb") as file:
         try:

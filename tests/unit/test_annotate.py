@@ -11,14 +11,16 @@ from llambert.annotate import (
     _devices,
     annotate,
     annotator_id,
+    ask_apart,
     check,
     check_answered,
     required_resources,
 )
+from llambert.engines.vllm import ENDED, _processor_config, may_be_lost
 from llambert.errors import StageError, UserError
 from llambert.held import figures as held_figures
 from llambert.progress import Progress
-from llambert.responses import collect, note_round, unanswered
+from llambert.responses import collect, note_round, unanswered, with_hashes
 from llambert.storage import Folder, Manifest, text_hash
 from llambert.task import TaskConfig
 
@@ -144,6 +146,56 @@ def test_confidence_is_the_probability_of_the_parsed_label(folder):
     _, table = parse_again(folder, records(("a", "great"), ("b", "dull")))
     assert table["confidence"].to_pylist() == [pytest.approx(0.9), None]
     assert table["probabilities"].to_pylist() == [pytest.approx([0.9, 0.1]), None]
+
+
+class Engine:
+    """Has `in_hand` records at once, or one: all are lost where one of them is deadly."""
+
+    def __init__(self, part: Folder, in_hand: int) -> None:
+        self.part, self.in_hand = part, in_hand
+        self.asked: list[tuple[list[str], bool]] = []
+
+    def __call__(self, requests: pa.Table, alone: bool) -> None:
+        rows = requests.to_pylist()
+        self.asked.append(([row["id"] for row in rows], alone))
+        size = 1 if alone else self.in_hand
+        for start in range(0, len(rows), size):
+            together = rows[start : start + size]
+            if not any("deadly" in row["text"] for row in together):
+                said = [(row["id"], row["text"], "positive") for row in together]
+                self.part.write_table(f"{len(self.asked)}-{start}.parquet", answers(*said))
+
+
+def test_a_record_that_ends_the_engine_fails_and_the_others_are_answered(tmp_path):
+    folder = Folder(str(tmp_path / "annotator"))
+    texts = [(f"r{i}", "deadly" if i == 5 else f"text {i}") for i in range(12)]
+    wanted = with_hashes(records(*texts))
+    engine = Engine(folder / "running" / "round-0001", in_hand=4)
+    assert ask_apart(wanted, pa.array([False] * 12), engine.part, engine) == 1
+    ids = [key for key, _ in texts]
+    assert engine.asked == [(ids, False), (ids[4:8], True)]
+    collect(folder)
+    outcome, table = parse_again(folder, records(*texts))
+    assert outcome.counts == {"in": 12, "out": 11, "dropped": {"request_failed": 1}}
+    assert outcome.details["errors"] == {ENDED: 1}
+    assert table.filter(pa.array([key == "r5" for key in ids]))["label"].to_pylist() == [None]
+
+    again = Engine(folder / "running" / "round-0002", in_hand=4)
+    rows = with_hashes(records(*texts[4:7], ("new", "another")))
+    told = pa.array([False, True, False, False])
+    assert ask_apart(rows, told, again.part, again) == 1
+    assert again.asked == [(["r4", "r6", "new"], False), (["r5"], True)]
+
+
+def test_records_asked_alone_are_never_in_an_engines_hand_together():
+    config = AnnotateConfig(model="org/chat", batch_size=16, device="gpu")
+    crowd = _processor_config(config, "gpu", 512, alone=False)
+    assert (crowd.max_concurrent_batches, crowd.max_tasks_in_flight_per_actor) == (16, 18)
+    assert may_be_lost(config) >= 18
+    one = config.model_copy(update={"batch_size": 1})
+    single = _processor_config(one, "gpu", 512, alone=True)
+    assert (single.max_concurrent_batches, single.max_tasks_in_flight_per_actor) == (1, 1)
+    assert may_be_lost(one, alone=True) < may_be_lost(config)
 
 
 def test_another_parser_or_label_needs_no_engine(folder):
