@@ -123,7 +123,7 @@ def annotate(
     details |= _failures(config, chosen, folder) | _tokens(chosen)
     details |= {f"paid_{name}": value for name, value in _tokens(responses).items()}
     details["paid_responses"] = len(responses) - responses["response"].null_count
-    annotations = _parse(config, task, chosen)
+    annotations = _parse(config, task, wanted["id"], chosen)
     (parsed or folder).write_table(_ANNOTATIONS, annotations)
     return _outcome(wanted, annotations, details)
 
@@ -278,7 +278,10 @@ def _reason(error: Exception, folder: Folder) -> LlambertError:
     )
 
 
-def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Table:
+def _parse(
+    config: AnnotateConfig, task: TaskConfig, ids: pa.ChunkedArray, chosen: pa.Table
+) -> pa.Table:
+    """The answers `chosen` for the records `ids`, whatever the ids they were asked under."""
     parsed = [parse(response, task, config.parse) for response in chosen["response"].to_pylist()]
     shares = [_shares(candidates, task) for candidates in chosen["first_token"].to_pylist()]
     position = {label: index for index, label in enumerate(task.labels)}
@@ -288,7 +291,7 @@ def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Tab
     ]
     return pa.table(
         {
-            "id": chosen["id"],
+            "id": ids,
             "response": chosen["response"],
             "label": pa.array([each.label for each in parsed], pa.string()),
             "reject_reason": pa.array([each.reject_reason for each in parsed], pa.string()),

@@ -45,13 +45,27 @@ def read_responses(folder: Folder) -> pa.Table:
 
 
 def last_answers(responses: pa.Table, wanted: pa.Table) -> list[int | None]:
-    """For each wanted record the row of its answer, else of its last failure, else None."""
+    """For each wanted record the row of its answer, else of its last failure, else None.
+
+    An answer to its text under another id is its answer too: a gold record is asked under its own
+    id, under `gold:` where a sampled record has that id, and under the sampled record's that has
+    its text, and which it is changes as the sample grows. Answers without tokens are not shared:
+    they were recorded, under their ids, and cost nothing.
+    """
     found: dict[tuple[str, int], tuple[bool, int]] = {}
+    paid: dict[int, int] = {}
     valid = responses["response"].is_valid().to_pylist()
+    cost = responses["output_tokens"].is_valid().to_pylist()
     for row, key in enumerate(_keys(responses)):
         if key not in found or not found[key][0]:
             found[key] = (valid[row], row)
-    return [found[key][1] if key in found else None for key in _keys(wanted)]
+        if valid[row] and cost[row]:
+            paid.setdefault(key[1], row)
+    rows: list[int | None] = []
+    for key in _keys(wanted):
+        own = found.get(key)
+        rows.append(own[1] if own and own[0] else paid.get(key[1], own[1] if own else None))
+    return rows
 
 
 def unanswered(records: pa.Table, folder: Folder) -> pa.Table:

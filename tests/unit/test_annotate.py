@@ -250,6 +250,28 @@ def test_what_a_killed_drivers_workers_write_late_is_added(folder):
     assert (folder / "responses").row_count() == 6
 
 
+def test_an_answer_to_the_text_under_another_id_is_not_paid_again(folder):
+    rows = records(("gold:a", "great"), ("5", "dull"), ("z", "odd"), ("e", "great"))
+    assert unanswered(rows, folder)["id"].to_pylist() == ["z"]
+    _, table = parse_again(folder, rows.slice(0, 2))
+    assert table["id"].to_pylist() == ["gold:a", "5"]
+    assert table["label"].to_pylist() == ["positive", None]
+    stored = answers(("f", "failed once", None), ("g", "failed once", "negative"))
+    (folder / "responses").write_table("round-0002.parquet", stored)
+    _, table = parse_again(folder, records(("f", "failed once"), ("g", "failed once")))
+    assert table["label"].to_pylist() == ["negative", "negative"]
+
+
+def test_a_recorded_answer_belongs_to_its_id(tmp_path):
+    folder = Folder(str(tmp_path / "annotator"))
+    free = answers(("a", "twice", "positive")).drop_columns("output_tokens")
+    tokens = pa.array([None], pa.int32())
+    free = free.add_column(5, schema.RESPONSE.field("output_tokens"), tokens)
+    (folder / "responses").write_table("round-0001.parquet", free)
+    both = records(("a", "twice"), ("b", "twice"))
+    assert unanswered(both, folder)["id"].to_pylist() == ["b"]
+
+
 def test_an_id_for_two_records_is_refused(folder):
     with pytest.raises(UserError, match="'a' stands for more than one record"):
         parse_again(folder, records(("a", "great"), ("a", "other")))
