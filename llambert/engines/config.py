@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 from llambert.errors import UserError
 from llambert.models import check_model
 from llambert.parse import Mode
-from llambert.records import CorpusConfig, open_corpus
+from llambert.records import Corpus, CorpusConfig, open_corpus
 from llambert.section import Location, ModelName, Section
 from llambert.storage import fingerprint, fingerprint_model, list_files, public
 from llambert.task import TaskConfig
@@ -103,11 +103,22 @@ class RecordedConfig(Section):
         None, description="Format of the files; by default told from their names."
     )
     id: str = Field("id", description="Column of the record's id.")
+    text: str | None = Field(
+        None,
+        description="Column of the text that was answered. Where given, answers are found by text "
+        "and not by id: for a corpus and gold records that use the same ids for different texts.",
+    )
     response: str = Field("response", description="Column of the response.")
 
-    def source(self) -> CorpusConfig:
-        """How to read the table: as a corpus whose texts are the responses."""
-        return CorpusConfig(path=self.path, format=self.format, id=self.id, text=self.response)
+    def table(self) -> Corpus:
+        """The table, read as a corpus whose texts are the responses; `text` is a further column.
+
+        Raises:
+            UserError: no such table or column.
+        """
+        key = None if self.text else self.id  # by text, rows of one id may be two records'
+        source = CorpusConfig(path=self.path, format=self.format, id=key, text=self.response)
+        return open_corpus(source, extra=[self.text] if self.text else [])
 
 
 class AnnotateConfig(Section):
@@ -291,7 +302,7 @@ def check(config: AnnotateConfig, task: TaskConfig) -> None:
             )
     else:
         assert config.recorded is not None
-        open_corpus(config.recorded.source())
+        config.recorded.table()
 
 
 def device(config: AnnotateConfig, have: Mapping[str, float]) -> Literal["gpu", "cpu"]:

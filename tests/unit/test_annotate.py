@@ -16,6 +16,8 @@ from llambert.annotate import (
     check_answered,
     required_resources,
 )
+from llambert.engines import recorded
+from llambert.engines.config import RecordedConfig
 from llambert.engines.vllm import ENDED, _processor_config, may_be_lost
 from llambert.errors import StageError, UserError
 from llambert.held import figures as held_figures
@@ -345,12 +347,45 @@ def test_check_of_each_engine(tmp_path, monkeypatch):
         check(AnnotateConfig(model="/no/such/model"), TASK)
     path = tmp_path / "answers.parquet"
     pq.write_table(pa.table({"id": [1], "reply": ["yes"]}), path)
-    recorded = AnnotateConfig(engine="recorded", recorded={"path": str(path)})
+    table = AnnotateConfig(engine="recorded", recorded={"path": str(path)})
     with pytest.raises(UserError, match="no column 'response'"):
-        check(recorded, TASK)
+        check(table, TASK)
     check(
         AnnotateConfig(engine="recorded", recorded={"path": str(path), "response": "reply"}), TASK
     )
+
+
+class Count:
+    records = tokens = 0
+
+    def add(self, records: int, **tokens: int) -> None:
+        self.records += records
+        self.tokens += sum(tokens.values())
+
+
+def look_up(table: pa.Table, path, wanted: pa.Table, **settings) -> list:
+    pq.write_table(table, path)
+    answers = recorded._read(RecordedConfig(path=str(path), **settings))
+    block = recorded._look_up(with_hashes(wanted).combine_chunks(), answers, Count())
+    assert block.schema.equals(schema.RESPONSE)
+    return block["response"].to_pylist()
+
+
+def test_recorded_answers_of_ids_that_stand_for_two_texts(tmp_path):
+    path = tmp_path / "answers.parquet"
+    table = pa.table({"id": ["7", "8", "7"], "response": ["a", "b", "c"], "said": ["x", "y", "z"]})
+    wanted = records(("7", "x"), ("8", "y"), ("gold:7", "z"))
+    with pytest.raises(UserError, match="'7' of the recorded answers") as caught:
+        look_up(table, path, wanted)
+    assert "annotate.recorded.text" in caught.value.remedy
+    assert look_up(table, path, wanted, text="said") == ["a", "b", "c"]
+    assert look_up(table, path, records(("7", "x"), ("gold:9", "q"))) == ["a", None]
+    named = table.slice(0, 2).append_column("other", [["7", "gold:7"]])
+    assert look_up(named, path, records(("gold:7", "z")), id="other") == ["b"]
+    with pytest.raises(UserError, match="no column 'words'"):
+        check(
+            AnnotateConfig(engine="recorded", recorded={"path": str(path), "text": "words"}), TASK
+        )
 
 
 def test_required_resources():
@@ -376,13 +411,6 @@ def test_device_seconds_are_those_of_the_most_replicas(monkeypatch):
 
 def test_a_vllm_block_of_answers_and_failures_becomes_responses():
     from llambert.engines.vllm import _responses
-
-    class Count:
-        records = tokens = 0
-
-        def add(self, records: int, prompt_tokens: int, output_tokens: int) -> None:
-            self.records += records
-            self.tokens += prompt_tokens + output_tokens
 
     rows = [
         {
