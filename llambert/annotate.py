@@ -233,7 +233,7 @@ def _write_answers(
 
     # A block is written when all of it is answered: what costs something comes in batches.
     config = config.model_copy(update={"batch_size": 1}) if alone else config
-    rows = config.batch_size
+    rows = openai.block_rows(config) if config.engine == "openai" else config.batch_size
     if config.engine == "recorded":
         rows = max(rows, -(-requests.num_rows // _BLOCKS))
     starts = range(0, requests.num_rows, rows)

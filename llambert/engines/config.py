@@ -60,17 +60,23 @@ class OpenAIConfig(Section):
     concurrency: int = Field(32, description="Requests in flight at once.", ge=1)
     timeout_s: float = Field(120.0, description="Seconds to wait for one answer.", gt=0)
     max_retries: int = Field(
-        6, description="Further attempts after 429, 5xx, a timeout or a broken connection.", ge=0
+        6,
+        description="Further attempts after HTTP 408, 409, 429 or 5xx, a timeout or a broken "
+        "connection; none where the endpoint asks to wait for more than two minutes.",
+        ge=0,
     )
     token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="What the endpoint calls the longest answer."
     )
     first_token: bool = Field(
-        True, description="Ask for log-probabilities of the first token; some models refuse."
+        True,
+        description="Ask for log-probabilities of the first token, which give the confidence; some "
+        "models refuse, and an answer in JSON has none: it begins with a bracket.",
     )
     max_text_chars: int | None = Field(
         None,
-        description="Longer texts lose their middle, in characters; no limit where absent.",
+        description="Longer texts lose their middle, in characters; no limit where absent: a "
+        "prompt beyond the endpoint's window is a failed request.",
         ge=1,
     )
 
@@ -173,7 +179,12 @@ class AnnotateConfig(Section):
     replicas: tuple[int, int] = Field(
         (1, 1), description="Fewest and most copies of the model at once."
     )
-    batch_size: int = Field(32, description="Records handed to the engine together.", ge=1)
+    batch_size: int = Field(
+        32,
+        description="Records handed to the engine together; openai: at most "
+        "a quarter of `concurrency`, from 4 on, as a crash loses the batches in hand.",
+        ge=1,
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type; auto: the model's own on GPU, float32 on CPU."
     )

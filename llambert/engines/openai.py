@@ -17,6 +17,8 @@ from llambert.task import TaskConfig, control_pattern, messages
 _REFUSED = {401: "the key", 403: "access", 404: "the model or the path"}
 _CERTAIN = 3  # requests refused, and none else, from which on it is not their texts
 _SEEDS = 2**31
+_BLOCK_SHARE = 4  # a block has this part of the requests in flight
+_BLOCK_LEAST = 4  # requests of a block, where batch_size allows as many
 _ERROR_CHARACTERS = 300  # of an endpoint's message that are kept
 
 
@@ -24,8 +26,9 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
     """Ask the endpoint about every row, `openai.concurrency` requests at a time.
 
     A request that fails for good is a row with an error. The client of the `openai` package
-    repeats after 429, 5xx, timeouts and broken connections, with growing waits; not after other
-    4xx.
+    repeats after HTTP 408, 409, 429 and 5xx, timeouts and broken connections, with growing waits
+    or the endpoint's own Retry-After; not after other 4xx, nor where Retry-After is more than the
+    client waits (120 s).
 
     Raises:
         UserError (when the rows are consumed): the endpoint refuses the key, or the first requests
@@ -45,7 +48,7 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
             # By reference: constructor arguments may be logged, objects are not.
             "key": ray.put(key),
         },
-        batch_size=min(config.batch_size, settings.concurrency),
+        batch_size=block_rows(config),
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=_tasks(config)),
         max_concurrency=_tasks(config),
@@ -53,9 +56,17 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
     )
 
 
+def block_rows(config: AnnotateConfig) -> int:
+    """Requests whose answers are written together: few, as a crash loses the blocks in hand.
+
+    One request a block would lose no more than what is in flight, but leave as many files.
+    """
+    return min(config.batch_size, max(_BLOCK_LEAST, config.openai.concurrency // _BLOCK_SHARE))
+
+
 def _tasks(config: AnnotateConfig) -> int:
-    """Batches in hand at once: enough to keep `concurrency` requests in flight to the end."""
-    return math.ceil(config.openai.concurrency / config.batch_size) + 1
+    """Blocks in hand at once: enough to keep `concurrency` requests in flight to the end."""
+    return math.ceil(config.openai.concurrency / block_rows(config)) + 1
 
 
 class _Asker:

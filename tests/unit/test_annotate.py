@@ -16,7 +16,7 @@ from llambert.annotate import (
     check_answered,
     required_resources,
 )
-from llambert.engines import recorded
+from llambert.engines import openai, recorded
 from llambert.engines.config import RecordedConfig
 from llambert.engines.vllm import ENDED, _processor_config, may_be_lost
 from llambert.errors import StageError, UserError
@@ -189,6 +189,17 @@ def test_a_record_that_ends_the_engine_fails_and_the_others_are_answered(tmp_pat
     assert again.asked == [(["r4", "r6", "new"], False), (["r5"], True)]
 
 
+@pytest.mark.parametrize(
+    ("concurrency", "batch", "rows", "most"),
+    [(32, 32, 8, 40), (256, 32, 32, 288), (4, 32, 4, 8), (1, 1, 1, 2)],
+)
+def test_a_crash_loses_little_more_than_the_requests_in_flight(concurrency, batch, rows, most):
+    settings = {"concurrency": concurrency}
+    config = AnnotateConfig(engine="openai", model="m", batch_size=batch, openai=settings)
+    assert openai.block_rows(config) == rows
+    assert openai._tasks(config) * rows == most
+
+
 def test_records_asked_alone_are_never_in_an_engines_hand_together():
     config = AnnotateConfig(model="org/chat", batch_size=16, device="gpu")
     crowd = _processor_config(config, "gpu", 512, alone=False)
@@ -338,11 +349,11 @@ def test_a_wrong_configuration_is_refused(fields, said):
 
 def test_check_of_each_engine(tmp_path, monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
-    openai = AnnotateConfig(engine="openai", model="m", openai={"api_key_env": "SOME_KEY"})
+    http = AnnotateConfig(engine="openai", model="m", openai={"api_key_env": "SOME_KEY"})
     with pytest.raises(UserError, match="SOME_KEY is not set"):
-        check(openai, TASK)
+        check(http, TASK)
     monkeypatch.setenv("SOME_KEY", "sk-1")
-    check(openai, TASK)
+    check(http, TASK)
     with pytest.raises(UserError, match="no folder"):
         check(AnnotateConfig(model="/no/such/model"), TASK)
     path = tmp_path / "answers.parquet"
