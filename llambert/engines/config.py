@@ -13,7 +13,7 @@ from llambert.parse import Mode
 from llambert.records import Corpus, CorpusConfig, open_corpus
 from llambert.section import Location, ModelName, Section
 from llambert.storage import fingerprint, fingerprint_model, list_files, public
-from llambert.task import TaskConfig
+from llambert.task import TaskConfig, shown_examples
 
 # Arguments of the engine that change its speed or memory but not what it is asked or answers.
 _SPEED_ONLY = {
@@ -271,13 +271,14 @@ def annotator_id(config: AnnotateConfig, task: TaskConfig) -> str:
     """The fingerprint of all that determines the responses.
 
     The parse mode, the labels of a free-text answer and the way the engine is spread over
-    machines are not part of it: changing them keeps the answers already paid for.
+    machines are not part of it: changing them keeps the answers already paid for. But for the
+    examples' answers, which are JSON with `parse: json`.
     """
     asked: dict[str, Any] = {
         "engine": config.engine,
         "system": task.system,
         "prompt": task.prompt,
-        "examples": [example.model_dump() for example in task.examples],
+        "examples": shown_examples(task, config.parse == "json"),
     }
     if config.engine == "recorded":
         assert config.recorded is not None

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -99,15 +100,13 @@ class _Asker:
     async def _answer(self, id: str, text: str, text_hash: int) -> dict[str, Any]:
         import openai
 
-        limit = self._config.openai.max_text_chars
-        kept = cut_middle(text, limit) if limit else text
-        row: dict[str, Any] = {"id": id, "text_hash": text_hash, "truncated": kept != text}
+        chat, truncated = _chat(self._config, self._task, text, self._controls)
+        row: dict[str, Any] = {"id": id, "text_hash": text_hash, "truncated": truncated}
         # A seed for each text: with the same for all, the draws of all would go the same way.
         seed = (self._config.seed + text_hash) % _SEEDS
         async with self._slots:
             if self._given_up:
                 raise self._given_up
-            chat: Any = messages(self._task, kept, self._controls)
             try:
                 completion = await self._client.chat.completions.create(
                     messages=chat, seed=seed, **self._parameters
@@ -146,6 +145,15 @@ class _Asker:
         if self._key != "none":
             message = message.replace(self._key, "***")
         return message[:_ERROR_CHARACTERS]
+
+
+def _chat(
+    config: AnnotateConfig, task: TaskConfig, text: str, controls: re.Pattern[str]
+) -> tuple[Any, bool]:
+    """The messages that ask about `text`, and whether its middle was left out."""
+    limit = config.openai.max_text_chars
+    kept = cut_middle(text, limit) if limit else text
+    return messages(task, kept, controls, as_json=config.parse == "json"), kept != text
 
 
 def _parameters(config: AnnotateConfig, task: TaskConfig) -> dict[str, Any]:

@@ -249,6 +249,7 @@ def _builder(config: AnnotateConfig, task: TaskConfig, limit: int) -> PromptBuil
         limit,
         config.chat_template,
         config.chat_template_kwargs,
+        as_json=config.parse == "json",
     )
 
 

@@ -24,7 +24,7 @@ from llambert.held import figures as held_figures
 from llambert.progress import Progress
 from llambert.responses import collect, note_round, unanswered, with_hashes
 from llambert.storage import Folder, Manifest, text_hash
-from llambert.task import TaskConfig
+from llambert.task import Example, TaskConfig, control_pattern
 
 TASK = TaskConfig(labels={"positive": ["pos"], "negative": []}, prompt="Which? {text}")
 VLLM = AnnotateConfig(model="org/chat", max_failed_share=0.25)
@@ -320,6 +320,47 @@ def test_annotator_id_goes_by_what_determines_answers(update, same):
 )
 def test_annotator_id_goes_by_the_prompt(update, same):
     assert (annotator_id(VLLM, TASK.model_copy(update=update)) == annotator_id(VLLM, TASK)) is same
+
+
+def test_annotator_id_goes_by_the_examples_as_they_are_shown():
+    shown = TASK.model_copy(update={"examples": [Example(text="A joy.", label="positive")]})
+    ids = [
+        annotator_id(VLLM.model_copy(update={"parse": mode}), shown)
+        for mode in ("answer", "mention", "json")
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_what_an_endpoint_is_asked():
+    limited = {"max_text_chars": 6, "first_token": False}
+    config = AnnotateConfig(
+        engine="openai", model="m", structured=True, parse="json", openai=limited
+    )
+    shown = TASK.model_copy(update={"examples": [Example(text="A joy.", label="pos")]})
+    chat, truncated = openai._chat(config, shown, "START of it END", control_pattern())
+    assert [turn["content"] for turn in chat] == [
+        "Which? A joy.",
+        '{"label": "positive"}',
+        "Which? STA … END",
+    ]
+    assert truncated and not openai._chat(config, TASK, "short", control_pattern())[1]
+    asked = openai._parameters(config, TASK)
+    assert "logprobs" not in asked
+    assert asked["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "annotation",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {"label": {"type": "string", "enum": ["positive", "negative"]}},
+                "required": ["label"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    free = config.model_copy(update={"structured": False})
+    assert "response_format" not in openai._parameters(free, TASK)
 
 
 def test_annotator_id_of_a_constrained_answer_goes_by_the_labels():
