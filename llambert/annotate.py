@@ -56,6 +56,10 @@ __all__ = [
 _BLOCKS = 4000  # most blocks of a round of recorded answers, which a crash loses at no cost
 _LIGHT_CPUS = 0.25  # of a core for writing, as for the other stages around an engine
 _MESSAGE_CHARACTERS = 500  # of an engine's failure that are shown
+_AGAIN = (  # after counts that only a second driver or an error of ours explains
+    "was a second run under way? The answers that came are kept, and the same command asks for the "
+    "rest; should it end so again, it is a fault of llambert's"
+)
 _ERRORS = 5  # kinds of failure that are told, the most frequent ones
 _ANNOTATIONS = "annotations.parquet"
 _OF_RAY_DATA = ("raise_original_map_exception", "max_errored_blocks")  # settings of its own
@@ -118,7 +122,9 @@ def annotate(
         details |= last_measured(folder)
     lost = known.count(None)
     if lost:
-        raise CountError(f"{lost:,} of {wanted.num_rows:,} records came back without an answer")
+        raise CountError(
+            f"{lost:,} of {wanted.num_rows:,} records came back without an answer", _AGAIN
+        )
     chosen = responses.take(pa.array(known, pa.int64()))
     details |= _failures(config, chosen, folder) | _tokens(chosen)
     details |= {f"paid_{name}": value for name, value in _tokens(responses).items()}
@@ -179,7 +185,7 @@ def _ask(
     came = set(table["id"].to_pylist())
     if came != set(requests["id"].to_pylist()):
         raise CountError(
-            f"{requests.num_rows:,} records went to the engine and {len(came):,} came back"
+            f"{requests.num_rows:,} records went to the engine and {len(came):,} came back", _AGAIN
         )
     figures = _figures(table, seconds, progress.rate()) | _devices(config, seconds)
     note_round(folder, name, figures)
@@ -273,7 +279,8 @@ def _reason(error: Exception, folder: Folder) -> LlambertError:
     first = getattr(error, "cause", None) or error
     return StageError(
         f"the engine failed: {type(first).__name__}: {str(first)[:_MESSAGE_CHARACTERS]}",
-        f"Ray's worker logs have what the engine said; the answers that came are kept in "
+        f"/tmp/ray/session_latest/logs, on the machine that the engine ran on, has what it said, "
+        "and LLAMBERT_WORKER_LOGS=1 shows it here; the answers that came are kept in "
         f"{folder.uri}, and the same command asks for the rest",
     )
 
@@ -376,7 +383,7 @@ def _outcome(wanted: pa.Table, annotations: pa.Table, details: dict[str, Any]) -
     labels = Tally(label for label in annotations["label"].to_pylist() if label is not None)
     counts = {"in": wanted.num_rows, "out": labels.total(), "dropped": dict(dropped)}
     if counts["in"] != counts["out"] + dropped.total():
-        raise CountError(f"the annotations do not add up: {counts}")
+        raise CountError(f"the annotations do not add up: {counts}", _AGAIN)
     reused = wanted.num_rows - details["asked"]
     truncated = sum(annotations["truncated"].to_pylist())
     return Outcome(

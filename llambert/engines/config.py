@@ -43,6 +43,19 @@ _OWN = {  # engine arguments that have a field of their own
     "trust_remote_code": "trust_remote_code",
 }
 
+_VLLM_ONLY = (  # fields that the other engines have no use for
+    "chat_template",
+    "max_model_len",
+    "device",
+    "accelerator_type",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "replicas",
+    "dtype",
+    "prefix_caching",
+    "engine_kwargs",
+)
+
 FIRST_TOKENS = 20  # candidates kept for the first token of an answer; vLLM's and OpenAI's most
 
 
@@ -233,6 +246,12 @@ class AnnotateConfig(Section):
             raise ValueError(
                 "structured output over HTTP is a JSON object: set parse: json, and ask in the "
                 'prompt for {"label": …}'
+            )
+        idle = [n for n in _VLLM_ONLY if getattr(self, n) != type(self).model_fields[n].default]
+        if idle and self.engine != "vllm":
+            raise ValueError(
+                f"{idle[0]} does nothing with engine {self.engine}: leave it out, or set engine: "
+                "vllm"
             )
         own = sorted(set(_OWN) & set(self.engine_kwargs))
         if own:

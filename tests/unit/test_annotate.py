@@ -9,6 +9,7 @@ from llambert import schema
 from llambert.annotate import (
     AnnotateConfig,
     _devices,
+    _reason,
     annotate,
     annotator_id,
     ask_apart,
@@ -376,6 +377,14 @@ def test_annotator_id_of_a_constrained_answer_goes_by_the_labels():
         ({"engine": "recorded"}, "annotate.recorded.path"),
         ({"engine": "openai", "model": "m", "structured": True}, "parse: json"),
         ({"model": "m", "replicas": [3, 2]}, "no range"),
+        (
+            {"engine": "openai", "model": "m", "max_model_len": 4096},
+            "max_model_len does nothing with engine openai",
+        ),
+        (
+            {"engine": "recorded", "recorded": {"path": "a.csv"}, "replicas": [1, 2]},
+            "replicas does nothing with engine recorded",
+        ),
         ({"model": "m", "max_model_len": 10}, "leaves no room"),
         ({"model": "m", "engine_kwargs": {"max_model_len": 9}}, "annotate.max_model_len instead"),
         ({"model": "m", "max_tokens": 0}, "greater than or equal to 1"),
@@ -438,6 +447,16 @@ def test_recorded_answers_of_ids_that_stand_for_two_texts(tmp_path):
         check(
             AnnotateConfig(engine="recorded", recorded={"path": str(path), "text": "words"}), TASK
         )
+
+
+def test_what_an_engine_failed_of_and_where_it_says_more(folder):
+    failed = _reason(RuntimeError("out of memory"), folder)
+    assert "RuntimeError: out of memory" in failed.message
+    assert "LLAMBERT_WORKER_LOGS=1" in failed.remedy and folder.uri in failed.remedy
+    ours = UserError("the key is refused", "check it")
+    outer = RuntimeError("task failed")
+    outer.__cause__ = ours
+    assert _reason(outer, folder) is ours
 
 
 def test_required_resources():
