@@ -9,13 +9,17 @@ in a round of its own; a changed sample or parser needs no other bookkeeping.
 
 import os
 import time
-from collections import Counter
+from collections import Counter as Tally
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from llambert import schema
 from llambert.cluster import resources
+from llambert.engines import openai, recorded, vllm
 from llambert.engines.config import (
     AnnotateConfig,
     annotator_id,
@@ -25,13 +29,15 @@ from llambert.engines.config import (
 )
 from llambert.errors import CountError, LlambertError, StageError, UserError
 from llambert.parse import label_probabilities, parse
-from llambert.progress import Progress
+from llambert.progress import Counter, Progress
 from llambert.responses import (
     collect,
+    failures,
     last_answers,
     last_measured,
     next_round,
     note_round,
+    read_part,
     read_responses,
     with_hashes,
 )
@@ -50,8 +56,13 @@ __all__ = [
 _BLOCKS = 4000  # most blocks of a round of recorded answers, which a crash loses at no cost
 _LIGHT_CPUS = 0.25  # of a core for writing, as for the other stages around an engine
 _MESSAGE_CHARACTERS = 500  # of an engine's failure that are shown
+_AGAIN = (  # after counts that only a second driver or an error of ours explains
+    "was a second run under way? The answers that came are kept, and the same command asks for the "
+    "rest; should it end so again, it is a fault of llambert's"
+)
 _ERRORS = 5  # kinds of failure that are told, the most frequent ones
 _ANNOTATIONS = "annotations.parquet"
+_OF_RAY_DATA = ("raise_original_map_exception", "max_errored_blocks")  # settings of its own
 
 
 def annotate(
@@ -102,19 +113,23 @@ def annotate(
     progress.begin(len(missing), f"asking {model}")
     details: dict[str, Any] = {"asked": 0}
     if missing:
-        details = _ask(config, task, wanted.take(missing), folder, progress)
+        told = responses["error"].take(pa.array([known[i] for i in missing], pa.int64()))
+        deadly = pc.fill_null(pc.equal(told, vllm.ENDED), False)
+        details = _ask(config, task, wanted.take(missing), deadly, folder, progress)
         responses = read_responses(folder)
         known = last_answers(responses, wanted)
     if not details.get("records_per_s"):
         details |= last_measured(folder)
     lost = known.count(None)
     if lost:
-        raise CountError(f"{lost:,} of {wanted.num_rows:,} records came back without an answer")
+        raise CountError(
+            f"{lost:,} of {wanted.num_rows:,} records came back without an answer", _AGAIN
+        )
     chosen = responses.take(pa.array(known, pa.int64()))
     details |= _failures(config, chosen, folder) | _tokens(chosen)
     details |= {f"paid_{name}": value for name, value in _tokens(responses).items()}
     details["paid_responses"] = len(responses) - responses["response"].null_count
-    annotations = _parse(config, task, chosen)
+    annotations = _parse(config, task, wanted["id"], chosen)
     (parsed or folder).write_table(_ANNOTATIONS, annotations)
     return _outcome(wanted, annotations, details)
 
@@ -139,57 +154,118 @@ def _refuse_missing(known: list[int | None]) -> None:
 
 
 def _ask(
-    config: AnnotateConfig, task: TaskConfig, requests: pa.Table, folder: Folder, progress: Progress
+    config: AnnotateConfig,
+    task: TaskConfig,
+    requests: pa.Table,
+    deadly: pa.Array,
+    folder: Folder,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Ask for every row of `requests` in a round of its own; the figures of the round."""
-    import ray
-    from ray.data import DataContext
+    """Ask for every row of `requests` in a round of its own; the figures of the round.
 
+    Args:
+        deadly: of each row, whether the engine ended on it alone in the last round that asked it.
+    """
     collect(folder)
     name = next_round(folder)
     part = folder / "running" / name
     part.create()
-    # A block is written when all of it is answered: what costs something comes in batches.
-    rows_per_block = config.batch_size
-    if config.engine == "recorded":
-        rows_per_block = max(rows_per_block, -(-requests.num_rows // _BLOCKS))
-    blocks = [
-        requests.slice(start, rows_per_block).combine_chunks()
-        for start in range(0, requests.num_rows, rows_per_block)
-    ]
+    counter = progress.ray_counter()
     started = time.monotonic()
-    context = DataContext.get_current()
-    unchanged, context.raise_original_map_exception = context.raise_original_map_exception, True
     try:
-        answers = _engine(config)(ray.data.from_arrow(blocks), config, task, progress.ray_counter())
-        filesystem, path = arrow_filesystem(part.uri)
-        answers.write_parquet(
-            path, filesystem=filesystem, ray_remote_args={"num_cpus": _LIGHT_CPUS}
-        )
+        if config.engine == "vllm":
+            ask = partial(_write_answers, config, task, part, counter)
+            counter.add(ask_apart(requests, deadly, part, ask))
+        else:
+            _write_answers(config, task, part, counter, requests)
     except Exception as error:
         raise _reason(error, folder) from error
-    finally:
-        context.raise_original_map_exception = unchanged
     seconds = time.monotonic() - started
     table = collect(folder).get(name, schema.RESPONSE.empty_table())
     came = set(table["id"].to_pylist())
     if came != set(requests["id"].to_pylist()):
         raise CountError(
-            f"{requests.num_rows:,} records went to the engine and {len(came):,} came back"
+            f"{requests.num_rows:,} records went to the engine and {len(came):,} came back", _AGAIN
         )
     figures = _figures(table, seconds, progress.rate()) | _devices(config, seconds)
     note_round(folder, name, figures)
     return figures
 
 
-def _engine(config: AnnotateConfig) -> Any:
+def ask_apart(
+    requests: pa.Table, deadly: pa.Array, part: Folder, ask: Callable[[pa.Table, bool], None]
+) -> int:
+    """Ask for every row of `requests`, those again alone that an engine's end left unanswered.
+
+    With the record that ended the engine all are lost that the engine had in hand. What ends it
+    alone too gets a failure for an answer, so that the run goes on.
+
+    Args:
+        deadly: of each row, whether it is asked alone from the start.
+        part: where the answers go.
+        ask: writes the answers to some rows to `part`, asked together or each alone, but for
+            those whose engine ended.
+
+    Returns:
+        The number of failures.
+    """
+    together = requests.filter(pc.invert(deadly))
+    if together.num_rows:
+        ask(together, False)
+    if (lost := _lost(requests, part)).num_rows:
+        ask(lost, True)
+        lost = _lost(lost, part)
+    if lost.num_rows:
+        part.write_table("ended.parquet", failures(lost, vllm.ENDED))
+    return lost.num_rows
+
+
+def _lost(requests: pa.Table, part: Folder) -> pa.Table:
+    """Those of `requests` that have nothing in `part`."""
+    return requests.filter(pc.invert(pc.is_in(requests["id"], value_set=read_part(part)["id"])))
+
+
+def _write_answers(
+    config: AnnotateConfig,
+    task: TaskConfig,
+    part: Folder,
+    counter: Counter,
+    requests: pa.Table,
+    alone: bool = False,
+) -> None:
+    """Write the engine's answers to `part`; only vLLM may leave some out, and asks `alone`."""
+    import ray
+    from ray.data import DataContext
+
+    # A block is written when all of it is answered: what costs something comes in batches.
+    config = config.model_copy(update={"batch_size": 1}) if alone else config
+    rows = openai.block_rows(config) if config.engine == "openai" else config.batch_size
+    if config.engine == "recorded":
+        rows = max(rows, -(-requests.num_rows // _BLOCKS))
+    starts = range(0, requests.num_rows, rows)
+    blocks = [requests.slice(start, rows).combine_chunks() for start in starts]
+    context = DataContext.get_current()
+    unchanged = {name: getattr(context, name) for name in _OF_RAY_DATA}
+    context.raise_original_map_exception = True
     if config.engine == "vllm":
-        from llambert.engines.vllm import ask
-    elif config.engine == "openai":
-        from llambert.engines.openai import ask
-    else:
-        from llambert.engines.recorded import ask
-    return ask
+        context.max_errored_blocks = vllm.may_be_lost(config, alone)
+    try:
+        answers = _engine(config, alone)(ray.data.from_arrow(blocks), config, task, counter)
+        filesystem, path = arrow_filesystem(part.uri)
+        answers.write_parquet(
+            path, filesystem=filesystem, ray_remote_args={"num_cpus": _LIGHT_CPUS}
+        )
+    finally:
+        for name, value in unchanged.items():
+            setattr(context, name, value)
+
+
+def _engine(config: AnnotateConfig, alone: bool) -> Callable[..., Any]:
+    if config.engine == "vllm":
+        return partial(vllm.ask, alone=alone)
+    if config.engine == "openai":
+        return openai.ask
+    return recorded.ask
 
 
 def _reason(error: Exception, folder: Folder) -> LlambertError:
@@ -203,12 +279,16 @@ def _reason(error: Exception, folder: Folder) -> LlambertError:
     first = getattr(error, "cause", None) or error
     return StageError(
         f"the engine failed: {type(first).__name__}: {str(first)[:_MESSAGE_CHARACTERS]}",
-        f"Ray's worker logs have what the engine said; the answers that came are kept in "
+        f"/tmp/ray/session_latest/logs, on the machine that the engine ran on, has what it said, "
+        "and LLAMBERT_WORKER_LOGS=1 shows it here; the answers that came are kept in "
         f"{folder.uri}, and the same command asks for the rest",
     )
 
 
-def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Table:
+def _parse(
+    config: AnnotateConfig, task: TaskConfig, ids: pa.ChunkedArray, chosen: pa.Table
+) -> pa.Table:
+    """The answers `chosen` for the records `ids`, whatever the ids they were asked under."""
     parsed = [parse(response, task, config.parse) for response in chosen["response"].to_pylist()]
     shares = [_shares(candidates, task) for candidates in chosen["first_token"].to_pylist()]
     position = {label: index for index, label in enumerate(task.labels)}
@@ -218,7 +298,7 @@ def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Tab
     ]
     return pa.table(
         {
-            "id": chosen["id"],
+            "id": ids,
             "response": chosen["response"],
             "label": pa.array([each.label for each in parsed], pa.string()),
             "reject_reason": pa.array([each.reject_reason for each in parsed], pa.string()),
@@ -235,7 +315,7 @@ def _parse(config: AnnotateConfig, task: TaskConfig, chosen: pa.Table) -> pa.Tab
 def _shares(candidates: list[dict[str, Any]] | None, task: TaskConfig) -> list[float] | None:
     if not candidates:
         return None
-    mass: Counter[str] = Counter()
+    mass: Tally[str] = Tally()
     for each in candidates:  # two tokens may read alike
         mass[each["token"]] += each["probability"]
     return label_probabilities(mass, task)
@@ -248,7 +328,7 @@ def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[
         StageError: too many; then it was the endpoint or the settings rather than the records.
     """
     failed, total = chosen["response"].null_count, len(chosen)
-    errors = Counter(error for error in chosen["error"].to_pylist() if error).most_common(_ERRORS)
+    errors = Tally(error for error in chosen["error"].to_pylist() if error).most_common(_ERRORS)
     if failed and (failed == total or failed > config.max_failed_share * total):
         told = "".join(f"\n  {times:,} times: {error}" for error, times in errors)
         remedy = (
@@ -299,11 +379,11 @@ def _devices(config: AnnotateConfig, seconds: float) -> dict[str, Any]:
 
 
 def _outcome(wanted: pa.Table, annotations: pa.Table, details: dict[str, Any]) -> Outcome:
-    dropped = Counter(r for r in annotations["reject_reason"].to_pylist() if r is not None)
-    labels = Counter(label for label in annotations["label"].to_pylist() if label is not None)
+    dropped = Tally(r for r in annotations["reject_reason"].to_pylist() if r is not None)
+    labels = Tally(label for label in annotations["label"].to_pylist() if label is not None)
     counts = {"in": wanted.num_rows, "out": labels.total(), "dropped": dict(dropped)}
     if counts["in"] != counts["out"] + dropped.total():
-        raise CountError(f"the annotations do not add up: {counts}")
+        raise CountError(f"the annotations do not add up: {counts}", _AGAIN)
     reused = wanted.num_rows - details["asked"]
     truncated = sum(annotations["truncated"].to_pylist())
     return Outcome(

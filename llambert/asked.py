@@ -9,6 +9,8 @@ from llambert.gold import Gold, first_by_hash, without
 from llambert.schema import SAMPLE
 from llambert.storage import Folder
 
+GOLD_PREFIX = "gold:"  # before the id of a gold record that a sampled one has too
+
 ANNOTATED_GOLD = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("id", "text", "gold", "label")),
@@ -51,7 +53,7 @@ class Asked:
         ids = set(sample["id"].to_pylist())
         texts = set(sample["text"].to_pylist())
         rows = [
-            {"id": f"gold:{row['id']}" if row["id"] in ids else row["id"], "text": row["text"]}
+            {"id": GOLD_PREFIX * (row["id"] in ids) + row["id"], "text": row["text"]}
             for row in chosen.to_pylist()
             if row["text"] not in texts
         ]

@@ -45,13 +45,27 @@ def read_responses(folder: Folder) -> pa.Table:
 
 
 def last_answers(responses: pa.Table, wanted: pa.Table) -> list[int | None]:
-    """For each wanted record the row of its answer, else of its last failure, else None."""
+    """For each wanted record the row of its answer, else of its last failure, else None.
+
+    An answer to its text under another id is its answer too: a gold record is asked under its own
+    id, under `gold:` where a sampled record has that id, and under the sampled record's that has
+    its text, and which it is changes as the sample grows. Answers without tokens are not shared:
+    they were recorded, under their ids, and cost nothing.
+    """
     found: dict[tuple[str, int], tuple[bool, int]] = {}
+    paid: dict[int, int] = {}
     valid = responses["response"].is_valid().to_pylist()
+    cost = responses["output_tokens"].is_valid().to_pylist()
     for row, key in enumerate(_keys(responses)):
         if key not in found or not found[key][0]:
             found[key] = (valid[row], row)
-    return [found[key][1] if key in found else None for key in _keys(wanted)]
+        if valid[row] and cost[row]:
+            paid.setdefault(key[1], row)
+    rows: list[int | None] = []
+    for key in _keys(wanted):
+        own = found.get(key)
+        rows.append(own[1] if own and own[0] else paid.get(key[1], own[1] if own else None))
+    return rows
 
 
 def unanswered(records: pa.Table, folder: Folder) -> pa.Table:
@@ -60,6 +74,13 @@ def unanswered(records: pa.Table, folder: Folder) -> pa.Table:
     answered = responses["response"].is_valid().to_pylist()
     known = last_answers(responses, with_hashes(records))
     return records.take([i for i, at in enumerate(known) if at is None or not answered[at]])
+
+
+def failures(requests: pa.Table, error: str) -> pa.Table:
+    """A failure for each of `requests` (id, text_hash), as `schema.RESPONSE`."""
+    rows = requests.select(["id", "text_hash"]).to_pylist()
+    failed = {"error": error, "truncated": False}
+    return pa.Table.from_pylist([row | failed for row in rows], schema=schema.RESPONSE)
 
 
 def next_round(folder: Folder) -> str:
@@ -110,18 +131,20 @@ def _keys(table: pa.Table) -> list[tuple[str, int]]:
 
 def _parts(folder: Folder) -> dict[str, pa.Table]:
     """The responses written so far by each round that has not been collected."""
-    rounds = {}
-    for name in (folder / "running").folders():
-        part = folder / "running" / name
-        names = part.files(".parquet")
-        with ThreadPoolExecutor(_READERS) as pool:
-            read = list(pool.map(_read_part, [part] * len(names), names))
-        tables = [table for table in read if table is not None]
-        rounds[name] = pa.concat_tables([schema.RESPONSE.empty_table(), *tables])
-    return rounds
+    running = folder / "running"
+    return {name: read_part(running / name) for name in running.folders()}
 
 
-def _read_part(part: Folder, name: str) -> pa.Table | None:
+def read_part(part: Folder) -> pa.Table:
+    """The responses that a round, whose own folder `part` is, has written so far."""
+    names = part.files(".parquet")
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = list(pool.map(_read_file, [part] * len(names), names))
+    tables = [table for table in read if table is not None]
+    return pa.concat_tables([schema.RESPONSE.empty_table(), *tables])
+
+
+def _read_file(part: Folder, name: str) -> pa.Table | None:
     """One batch's answers, or None where its writer was killed before the end of the file."""
     with part.fs.open(part.path(name), "rb") as file:
         try:

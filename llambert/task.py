@@ -1,5 +1,6 @@
 """What is asked of the LLM: labels, prompt and examples, turned into chat messages."""
 
+import json
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -30,7 +31,10 @@ class Example(Section):
     """A few-shot example: an earlier turn of the chat, answered."""
 
     text: str = Field(description="The example's text; it takes the place of {text}.")
-    label: str = Field(description="The answer that the model is shown to have given.")
+    label: str = Field(
+        description="The label that the model is shown to have given; with parse: json as the "
+        "value of 'label' in an object."
+    )
 
 
 class TaskConfig(Section):
@@ -113,10 +117,32 @@ def neutralise(text: str, controls: re.Pattern[str]) -> str:
         text = cleaned
 
 
+def shown_examples(task: TaskConfig, as_json: bool) -> list[dict[str, str]]:
+    """text and label of each example, the latter as the answer is wanted.
+
+    In JSON it is the label itself and no further spelling, as structured output allows no other.
+    """
+    label_of = {normalise(s): k for k, v in task.labels.items() for s in [k, *v]}
+
+    def answer(label: str) -> str:
+        if not as_json:
+            return label
+        return json.dumps({"label": label_of[normalise(label)]}, ensure_ascii=False)
+
+    return [{"text": each.text, "label": answer(each.label)} for each in task.examples]
+
+
 def messages(
-    task: TaskConfig, text: str, controls: re.Pattern[str] | None = None
+    task: TaskConfig,
+    text: str,
+    controls: re.Pattern[str] | None = None,
+    as_json: bool = False,
 ) -> list[dict[str, str]]:
     """The chat that asks for the label of `text`: system, the examples as turns, the question.
+
+    Args:
+        controls: finds chat-control tokens; those of the known formats by default.
+        as_json: the examples' answers are JSON objects, as `parse: json` takes them.
 
     Braces in the text are harmless: the prompt is split at its placeholder, never formatted.
     """
@@ -127,6 +153,6 @@ def messages(
         return {"role": "user", "content": clean.join(task.prompt.split(PLACEHOLDER))}
 
     chat = [{"role": "system", "content": task.system}] if task.system else []
-    for example in task.examples:
-        chat += [ask(example.text), {"role": "assistant", "content": example.label}]
+    for example in shown_examples(task, as_json):
+        chat += [ask(example["text"]), {"role": "assistant", "content": example["label"]}]
     return [*chat, ask(text)]

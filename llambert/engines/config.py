@@ -10,10 +10,10 @@ from pydantic import Field, field_validator, model_validator
 from llambert.errors import UserError
 from llambert.models import check_model
 from llambert.parse import Mode
-from llambert.records import CorpusConfig, open_corpus
+from llambert.records import Corpus, CorpusConfig, open_corpus
 from llambert.section import Location, ModelName, Section
 from llambert.storage import fingerprint, fingerprint_model, list_files, public
-from llambert.task import TaskConfig
+from llambert.task import TaskConfig, shown_examples
 
 # Arguments of the engine that change its speed or memory but not what it is asked or answers.
 _SPEED_ONLY = {
@@ -43,6 +43,19 @@ _OWN = {  # engine arguments that have a field of their own
     "trust_remote_code": "trust_remote_code",
 }
 
+_VLLM_ONLY = (  # fields that the other engines have no use for
+    "chat_template",
+    "max_model_len",
+    "device",
+    "accelerator_type",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "replicas",
+    "dtype",
+    "prefix_caching",
+    "engine_kwargs",
+)
+
 FIRST_TOKENS = 20  # candidates kept for the first token of an answer; vLLM's and OpenAI's most
 
 
@@ -60,17 +73,23 @@ class OpenAIConfig(Section):
     concurrency: int = Field(32, description="Requests in flight at once.", ge=1)
     timeout_s: float = Field(120.0, description="Seconds to wait for one answer.", gt=0)
     max_retries: int = Field(
-        6, description="Further attempts after 429, 5xx, a timeout or a broken connection.", ge=0
+        6,
+        description="Further attempts after HTTP 408, 409, 429 or 5xx, a timeout or a broken "
+        "connection; none where the endpoint asks to wait for more than two minutes.",
+        ge=0,
     )
     token_limit: Literal["max_tokens", "max_completion_tokens"] = Field(
         "max_tokens", description="What the endpoint calls the longest answer."
     )
     first_token: bool = Field(
-        True, description="Ask for log-probabilities of the first token; some models refuse."
+        True,
+        description="Ask for log-probabilities of the first token, which give the confidence; some "
+        "models refuse, and an answer in JSON has none: it begins with a bracket.",
     )
     max_text_chars: int | None = Field(
         None,
-        description="Longer texts lose their middle, in characters; no limit where absent.",
+        description="Longer texts lose their middle, in characters; no limit where absent: a "
+        "prompt beyond the endpoint's window is a failed request.",
         ge=1,
     )
 
@@ -103,11 +122,22 @@ class RecordedConfig(Section):
         None, description="Format of the files; by default told from their names."
     )
     id: str = Field("id", description="Column of the record's id.")
+    text: str | None = Field(
+        None,
+        description="Column of the text that was answered. Where given, answers are found by text "
+        "and not by id: for a corpus and gold records that use the same ids for different texts.",
+    )
     response: str = Field("response", description="Column of the response.")
 
-    def source(self) -> CorpusConfig:
-        """How to read the table: as a corpus whose texts are the responses."""
-        return CorpusConfig(path=self.path, format=self.format, id=self.id, text=self.response)
+    def table(self) -> Corpus:
+        """The table, read as a corpus whose texts are the responses; `text` is a further column.
+
+        Raises:
+            UserError: no such table or column.
+        """
+        key = None if self.text else self.id  # by text, rows of one id may be two records'
+        source = CorpusConfig(path=self.path, format=self.format, id=key, text=self.response)
+        return open_corpus(source, extra=[self.text] if self.text else [])
 
 
 class AnnotateConfig(Section):
@@ -162,7 +192,12 @@ class AnnotateConfig(Section):
     replicas: tuple[int, int] = Field(
         (1, 1), description="Fewest and most copies of the model at once."
     )
-    batch_size: int = Field(32, description="Records handed to the engine together.", ge=1)
+    batch_size: int = Field(
+        32,
+        description="Records handed to the engine together; openai: at most "
+        "a quarter of `concurrency`, from 4 on, as a crash loses the batches in hand.",
+        ge=1,
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto", description="Weights' type; auto: the model's own on GPU, float32 on CPU."
     )
@@ -212,6 +247,12 @@ class AnnotateConfig(Section):
                 "structured output over HTTP is a JSON object: set parse: json, and ask in the "
                 'prompt for {"label": …}'
             )
+        idle = [n for n in _VLLM_ONLY if getattr(self, n) != type(self).model_fields[n].default]
+        if idle and self.engine != "vllm":
+            raise ValueError(
+                f"{idle[0]} does nothing with engine {self.engine}: leave it out, or set engine: "
+                "vllm"
+            )
         own = sorted(set(_OWN) & set(self.engine_kwargs))
         if own:
             raise ValueError(f"engine_kwargs has {own[0]!r}: set annotate.{_OWN[own[0]]} instead")
@@ -249,13 +290,14 @@ def annotator_id(config: AnnotateConfig, task: TaskConfig) -> str:
     """The fingerprint of all that determines the responses.
 
     The parse mode, the labels of a free-text answer and the way the engine is spread over
-    machines are not part of it: changing them keeps the answers already paid for.
+    machines are not part of it: changing them keeps the answers already paid for. But for the
+    examples' answers, which are JSON with `parse: json`.
     """
     asked: dict[str, Any] = {
         "engine": config.engine,
         "system": task.system,
         "prompt": task.prompt,
-        "examples": [example.model_dump() for example in task.examples],
+        "examples": shown_examples(task, config.parse == "json"),
     }
     if config.engine == "recorded":
         assert config.recorded is not None
@@ -291,7 +333,7 @@ def check(config: AnnotateConfig, task: TaskConfig) -> None:
             )
     else:
         assert config.recorded is not None
-        open_corpus(config.recorded.source())
+        config.recorded.table()
 
 
 def device(config: AnnotateConfig, have: Mapping[str, float]) -> Literal["gpu", "cpu"]:

@@ -3,6 +3,7 @@
 import asyncio
 import math
 import os
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -17,6 +18,8 @@ from llambert.task import TaskConfig, control_pattern, messages
 _REFUSED = {401: "the key", 403: "access", 404: "the model or the path"}
 _CERTAIN = 3  # requests refused, and none else, from which on it is not their texts
 _SEEDS = 2**31
+_BLOCK_SHARE = 4  # a block has this part of the requests in flight
+_BLOCK_LEAST = 4  # requests of a block, where batch_size allows as many
 _ERROR_CHARACTERS = 300  # of an endpoint's message that are kept
 
 
@@ -24,8 +27,9 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
     """Ask the endpoint about every row, `openai.concurrency` requests at a time.
 
     A request that fails for good is a row with an error. The client of the `openai` package
-    repeats after 429, 5xx, timeouts and broken connections, with growing waits; not after other
-    4xx.
+    repeats after HTTP 408, 409, 429 and 5xx, timeouts and broken connections, with growing waits
+    or the endpoint's own Retry-After; not after other 4xx, nor where Retry-After is more than the
+    client waits (120 s).
 
     Raises:
         UserError (when the rows are consumed): the endpoint refuses the key, or the first requests
@@ -45,7 +49,7 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
             # By reference: constructor arguments may be logged, objects are not.
             "key": ray.put(key),
         },
-        batch_size=min(config.batch_size, settings.concurrency),
+        batch_size=block_rows(config),
         batch_format="pyarrow",
         compute=ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=_tasks(config)),
         max_concurrency=_tasks(config),
@@ -53,9 +57,17 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
     )
 
 
+def block_rows(config: AnnotateConfig) -> int:
+    """Requests whose answers are written together: few, as a crash loses the blocks in hand.
+
+    One request a block would lose no more than what is in flight, but leave as many files.
+    """
+    return min(config.batch_size, max(_BLOCK_LEAST, config.openai.concurrency // _BLOCK_SHARE))
+
+
 def _tasks(config: AnnotateConfig) -> int:
-    """Batches in hand at once: enough to keep `concurrency` requests in flight to the end."""
-    return math.ceil(config.openai.concurrency / config.batch_size) + 1
+    """Blocks in hand at once: enough to keep `concurrency` requests in flight to the end."""
+    return math.ceil(config.openai.concurrency / block_rows(config)) + 1
 
 
 class _Asker:
@@ -88,15 +100,13 @@ class _Asker:
     async def _answer(self, id: str, text: str, text_hash: int) -> dict[str, Any]:
         import openai
 
-        limit = self._config.openai.max_text_chars
-        kept = cut_middle(text, limit) if limit else text
-        row: dict[str, Any] = {"id": id, "text_hash": text_hash, "truncated": kept != text}
+        chat, truncated = _chat(self._config, self._task, text, self._controls)
+        row: dict[str, Any] = {"id": id, "text_hash": text_hash, "truncated": truncated}
         # A seed for each text: with the same for all, the draws of all would go the same way.
         seed = (self._config.seed + text_hash) % _SEEDS
         async with self._slots:
             if self._given_up:
                 raise self._given_up
-            chat: Any = messages(self._task, kept, self._controls)
             try:
                 completion = await self._client.chat.completions.create(
                     messages=chat, seed=seed, **self._parameters
@@ -135,6 +145,15 @@ class _Asker:
         if self._key != "none":
             message = message.replace(self._key, "***")
         return message[:_ERROR_CHARACTERS]
+
+
+def _chat(
+    config: AnnotateConfig, task: TaskConfig, text: str, controls: re.Pattern[str]
+) -> tuple[Any, bool]:
+    """The messages that ask about `text`, and whether its middle was left out."""
+    limit = config.openai.max_text_chars
+    kept = cut_middle(text, limit) if limit else text
+    return messages(task, kept, controls, as_json=config.parse == "json"), kept != text
 
 
 def _parameters(config: AnnotateConfig, task: TaskConfig) -> dict[str, Any]:

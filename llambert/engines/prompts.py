@@ -45,6 +45,7 @@ class PromptBuilder:
         limit: tokens that the prompt may have: the model's window less the answer.
         chat_template: Jinja text used in place of the tokenizer's template.
         template_kwargs: further variables of the template, such as enable_thinking.
+        as_json: the examples' answers are JSON objects.
 
     Raises:
         UserError: there is no chat template, it refuses these messages, or the prompt without
@@ -58,10 +59,12 @@ class PromptBuilder:
         limit: int,
         chat_template: str | None = None,
         template_kwargs: Mapping[str, Any] | None = None,
+        as_json: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
         self._task = task
         self._limit = limit
+        self._as_json = as_json
         self._template = chat_template
         self._template_kwargs = dict(template_kwargs or {})
         # Tokens such as <think> are structure without being special; added runs of white space
@@ -115,7 +118,7 @@ class PromptBuilder:
 
     def _encode(self, text: str) -> list[int]:
         return self._tokenizer.apply_chat_template(
-            messages(self._task, text, self._controls),
+            messages(self._task, text, self._controls, self._as_json),
             chat_template=self._template,
             tokenize=True,
             add_generation_prompt=True,

@@ -19,21 +19,36 @@ from llambert.task import TaskConfig
 _LIGHT_CPUS = 0.25  # of a core, for the stages around the engine, which wait for it
 _CPU_SHARE = 0.75  # of a core reserved for each engine worker on CPU: the rest feeds it
 _MAX_NUM_SEQS = 256  # sequences that the engine works on at once
-_BATCH_ATTEMPTS = 3  # a batch that ends the engine so often is given up
+_WAITING = 2  # batches that an engine has beside those it works on
+_ATTEMPTS = 2  # a batch in hand so often when its engine ends is not asked further in company
+_DEADLY = 10  # records that may end the engine in one round; with more it is not the records
 _KV_CACHE_MOST = 4 * 2**30  # bytes on CPU, unless VLLM_CPU_KVCACHE_SPACE says otherwise
 _KV_BLOCK = 128  # tokens that vLLM's cache on CPU grows by
 
+ENDED = f"the engine ended {_ATTEMPTS} times while it was asked this record alone"
 
-def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -> Any:
+# Placement groups of this driver's engines: Ray Data leaves them until the driver ends
+# (github.com/ray-project/ray/issues/64035), and a second engine would wait for their GPUs.
+_groups: list[Any] = []
+
+
+def ask(
+    rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter, alone: bool = False
+) -> Any:
     """Ask vLLM about every row.
 
-    Needs a connected Ray. GPUs are used where the cluster has any (`device: auto`).
+    Needs a connected Ray. GPUs are used where the cluster has any (`device: auto`). A block whose
+    engine ends each time is an error of Ray Data's, of which `may_be_lost` says how many to bear.
+
+    Args:
+        alone: an engine has one batch in hand at a time, so that none is lost with another.
 
     Raises:
         UserError: the prompt does not suit the model.
     """
     from ray.data import TaskPoolStrategy
 
+    _free_placement_groups()
     window = _window(config)
     prompts = _Prompts(config, task, window - config.max_tokens)
     prompts.builder()  # what is wrong with the prompt is found out here, before any engine starts
@@ -44,7 +59,7 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
         compute=TaskPoolStrategy(size=_tokenizers()),
         num_cpus=_LIGHT_CPUS,
     )
-    return _processor(config, task, window)(rows).map_batches(
+    return _processor(config, task, window, alone)(rows).map_batches(
         lambda block: _responses(block, counter),
         batch_format="pyarrow",
         batch_size=None,
@@ -52,7 +67,19 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
     )
 
 
-def _processor(config: AnnotateConfig, task: TaskConfig, window: int) -> Any:
+def may_be_lost(config: AnnotateConfig, alone: bool = False) -> int:
+    """Blocks that may go unanswered because their engine ended: all that it had in hand."""
+    return _DEADLY * (1 if alone else _batches(config) + _WAITING)
+
+
+def _free_placement_groups() -> None:
+    from ray.util import remove_placement_group
+
+    while _groups:
+        remove_placement_group(_groups.pop())
+
+
+def _processor(config: AnnotateConfig, task: TaskConfig, window: int, alone: bool) -> Any:
     """Ray Data's stages around the engine, for rows that hold token ids."""
     from ray.data.llm import build_processor
 
@@ -60,7 +87,7 @@ def _processor(config: AnnotateConfig, task: TaskConfig, window: int) -> Any:
     logging.disable(logging.INFO)  # the build calls ray.init again, and says so
     try:
         processor = build_processor(
-            _processor_config(config, device(config, resources()), window),
+            _processor_config(config, device(config, resources()), window, alone),
             preprocess=lambda row: {"sampling_params": dict(params)},
             postprocess=_answer,
             preprocess_map_kwargs={"num_cpus": _LIGHT_CPUS},
@@ -71,9 +98,17 @@ def _processor(config: AnnotateConfig, task: TaskConfig, window: int) -> Any:
         logging.getLogger("ray").setLevel(logging.WARNING)  # which ray.init has undone
     # An engine that dies is started again and its batches with it; without a limit a record that
     # ends the engine each time would be tried for ever.
-    engine = processor.get_stage_by_name("vLLMEngineStage")
-    engine.map_batches_kwargs["max_task_retries"] = _BATCH_ATTEMPTS - 1
+    kwargs = processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs
+    kwargs["max_task_retries"] = _ATTEMPTS - 1
+    if place := kwargs.get("ray_remote_args_fn"):
+        kwargs["ray_remote_args_fn"] = lambda: _remembered(place())
     return processor
+
+
+def _remembered(remote_args: dict[str, Any]) -> dict[str, Any]:
+    """Ray's arguments for an engine that has just got a placement group."""
+    _groups.append(remote_args["scheduling_strategy"].placement_group)
+    return remote_args
 
 
 def _tokenizers() -> int:
@@ -168,12 +203,18 @@ def _kv_cache_bytes(config: AnnotateConfig, window: int, dtype: str) -> int:
     return min(_KV_CACHE_MOST, blocks * _KV_BLOCK * token)
 
 
-def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
+def _batches(config: AnnotateConfig) -> int:
+    """Batches that an engine works on at once."""
+    sequences = config.engine_kwargs.get("max_num_seqs", _MAX_NUM_SEQS)
+    return max(2, math.ceil(sequences / config.batch_size))
+
+
+def _processor_config(config: AnnotateConfig, where: str, window: int, alone: bool) -> Any:
     from ray.data.llm import vLLMEngineProcessorConfig
 
     kwargs, environment = _engine_kwargs(config, where, window)
     placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices} if where == "cpu" else None
-    batches = max(2, math.ceil(kwargs["max_num_seqs"] / config.batch_size))
+    batches = 1 if alone else _batches(config)
     return vLLMEngineProcessorConfig(
         model_source=config.model,
         engine_kwargs=kwargs,
@@ -181,7 +222,7 @@ def _processor_config(config: AnnotateConfig, where: str, window: int) -> Any:
         concurrency=config.replicas,
         batch_size=config.batch_size,
         max_concurrent_batches=batches,
-        max_tasks_in_flight_per_actor=batches + 2,
+        max_tasks_in_flight_per_actor=1 if alone else batches + _WAITING,
         placement_group_config=placement,
         runtime_env={"env_vars": environment} if environment else None,
         should_continue_on_error=True,
@@ -208,6 +249,7 @@ def _builder(config: AnnotateConfig, task: TaskConfig, limit: int) -> PromptBuil
         limit,
         config.chat_template,
         config.chat_template_kwargs,
+        as_json=config.parse == "json",
     )
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from llambert import schema
 from llambert.annotate import AnnotateConfig, annotate
+from llambert.engines.vllm import ENDED
 from llambert.errors import StageError, UserError
 from llambert.progress import Progress
 from llambert.storage import Folder
@@ -101,6 +102,21 @@ def test_a_larger_sample_on_two_workers_asks_only_the_difference(vllm_runs):
     answered = stored.filter(stored["response"].is_valid())["id"].to_pylist()
     assert len(answered) == len(set(answered)) == 60
     assert not (folder / "running").folders()
+
+
+def test_a_record_that_ends_the_engine_fails_and_the_others_are_answered(tmp_path, folder):
+    config = AnnotateConfig(
+        model=make_tiny_llama(tmp_path / "llama", window=256),
+        engine_kwargs={"logits_processors": ["tests.deadly:Deadly"], "max_num_seqs": 8},
+        batch_size=4,
+        max_failed_share=0.2,
+    )
+    texts = {f"r{i}": f"Review {i}" for i in range(8)}
+    texts["r2"] = "a dull plot, poor acting " * 400
+    outcome, rows = run(config, texts, folder)
+    assert outcome.details["errors"] == {ENDED: 1}
+    assert [key for key, row in rows.items() if row["response"] is None] == ["r2"]
+    assert (outcome.details["asked"], outcome.details["failed"]) == (8, 1)
 
 
 def openai_config(url: str, max_failed_share: float = 0.05, **settings) -> AnnotateConfig:

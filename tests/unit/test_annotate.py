@@ -9,18 +9,23 @@ from llambert import schema
 from llambert.annotate import (
     AnnotateConfig,
     _devices,
+    _reason,
     annotate,
     annotator_id,
+    ask_apart,
     check,
     check_answered,
     required_resources,
 )
+from llambert.engines import openai, recorded
+from llambert.engines.config import RecordedConfig
+from llambert.engines.vllm import ENDED, _processor_config, may_be_lost
 from llambert.errors import StageError, UserError
 from llambert.held import figures as held_figures
 from llambert.progress import Progress
-from llambert.responses import collect, note_round, unanswered
+from llambert.responses import collect, note_round, unanswered, with_hashes
 from llambert.storage import Folder, Manifest, text_hash
-from llambert.task import TaskConfig
+from llambert.task import Example, TaskConfig, control_pattern
 
 TASK = TaskConfig(labels={"positive": ["pos"], "negative": []}, prompt="Which? {text}")
 VLLM = AnnotateConfig(model="org/chat", max_failed_share=0.25)
@@ -146,6 +151,67 @@ def test_confidence_is_the_probability_of_the_parsed_label(folder):
     assert table["probabilities"].to_pylist() == [pytest.approx([0.9, 0.1]), None]
 
 
+class Engine:
+    """Has `in_hand` records at once, or one: all are lost where one of them is deadly."""
+
+    def __init__(self, part: Folder, in_hand: int) -> None:
+        self.part, self.in_hand = part, in_hand
+        self.asked: list[tuple[list[str], bool]] = []
+
+    def __call__(self, requests: pa.Table, alone: bool) -> None:
+        rows = requests.to_pylist()
+        self.asked.append(([row["id"] for row in rows], alone))
+        size = 1 if alone else self.in_hand
+        for start in range(0, len(rows), size):
+            together = rows[start : start + size]
+            if not any("deadly" in row["text"] for row in together):
+                said = [(row["id"], row["text"], "positive") for row in together]
+                self.part.write_table(f"{len(self.asked)}-{start}.parquet", answers(*said))
+
+
+def test_a_record_that_ends_the_engine_fails_and_the_others_are_answered(tmp_path):
+    folder = Folder(str(tmp_path / "annotator"))
+    texts = [(f"r{i}", "deadly" if i == 5 else f"text {i}") for i in range(12)]
+    wanted = with_hashes(records(*texts))
+    engine = Engine(folder / "running" / "round-0001", in_hand=4)
+    assert ask_apart(wanted, pa.array([False] * 12), engine.part, engine) == 1
+    ids = [key for key, _ in texts]
+    assert engine.asked == [(ids, False), (ids[4:8], True)]
+    collect(folder)
+    outcome, table = parse_again(folder, records(*texts))
+    assert outcome.counts == {"in": 12, "out": 11, "dropped": {"request_failed": 1}}
+    assert outcome.details["errors"] == {ENDED: 1}
+    assert table.filter(pa.array([key == "r5" for key in ids]))["label"].to_pylist() == [None]
+
+    again = Engine(folder / "running" / "round-0002", in_hand=4)
+    rows = with_hashes(records(*texts[4:7], ("new", "another")))
+    told = pa.array([False, True, False, False])
+    assert ask_apart(rows, told, again.part, again) == 1
+    assert again.asked == [(["r4", "r6", "new"], False), (["r5"], True)]
+
+
+@pytest.mark.parametrize(
+    ("concurrency", "batch", "rows", "most"),
+    [(32, 32, 8, 40), (256, 32, 32, 288), (4, 32, 4, 8), (1, 1, 1, 2)],
+)
+def test_a_crash_loses_little_more_than_the_requests_in_flight(concurrency, batch, rows, most):
+    settings = {"concurrency": concurrency}
+    config = AnnotateConfig(engine="openai", model="m", batch_size=batch, openai=settings)
+    assert openai.block_rows(config) == rows
+    assert openai._tasks(config) * rows == most
+
+
+def test_records_asked_alone_are_never_in_an_engines_hand_together():
+    config = AnnotateConfig(model="org/chat", batch_size=16, device="gpu")
+    crowd = _processor_config(config, "gpu", 512, alone=False)
+    assert (crowd.max_concurrent_batches, crowd.max_tasks_in_flight_per_actor) == (16, 18)
+    assert may_be_lost(config) >= 18
+    one = config.model_copy(update={"batch_size": 1})
+    single = _processor_config(one, "gpu", 512, alone=True)
+    assert (single.max_concurrent_batches, single.max_tasks_in_flight_per_actor) == (1, 1)
+    assert may_be_lost(one, alone=True) < may_be_lost(config)
+
+
 def test_another_parser_or_label_needs_no_engine(folder):
     wanted = records(("b", "dull"), ("a", "great"))
     config = VLLM.model_copy(update={"parse": "mention"})
@@ -198,6 +264,28 @@ def test_what_a_killed_drivers_workers_write_late_is_added(folder):
     assert (folder / "responses").row_count() == 6
 
 
+def test_an_answer_to_the_text_under_another_id_is_not_paid_again(folder):
+    rows = records(("gold:a", "great"), ("5", "dull"), ("z", "odd"), ("e", "great"))
+    assert unanswered(rows, folder)["id"].to_pylist() == ["z"]
+    _, table = parse_again(folder, rows.slice(0, 2))
+    assert table["id"].to_pylist() == ["gold:a", "5"]
+    assert table["label"].to_pylist() == ["positive", None]
+    stored = answers(("f", "failed once", None), ("g", "failed once", "negative"))
+    (folder / "responses").write_table("round-0002.parquet", stored)
+    _, table = parse_again(folder, records(("f", "failed once"), ("g", "failed once")))
+    assert table["label"].to_pylist() == ["negative", "negative"]
+
+
+def test_a_recorded_answer_belongs_to_its_id(tmp_path):
+    folder = Folder(str(tmp_path / "annotator"))
+    free = answers(("a", "twice", "positive")).drop_columns("output_tokens")
+    tokens = pa.array([None], pa.int32())
+    free = free.add_column(5, schema.RESPONSE.field("output_tokens"), tokens)
+    (folder / "responses").write_table("round-0001.parquet", free)
+    both = records(("a", "twice"), ("b", "twice"))
+    assert unanswered(both, folder)["id"].to_pylist() == ["b"]
+
+
 def test_an_id_for_two_records_is_refused(folder):
     with pytest.raises(UserError, match="'a' stands for more than one record"):
         parse_again(folder, records(("a", "great"), ("a", "other")))
@@ -235,6 +323,47 @@ def test_annotator_id_goes_by_the_prompt(update, same):
     assert (annotator_id(VLLM, TASK.model_copy(update=update)) == annotator_id(VLLM, TASK)) is same
 
 
+def test_annotator_id_goes_by_the_examples_as_they_are_shown():
+    shown = TASK.model_copy(update={"examples": [Example(text="A joy.", label="positive")]})
+    ids = [
+        annotator_id(VLLM.model_copy(update={"parse": mode}), shown)
+        for mode in ("answer", "mention", "json")
+    ]
+    assert ids[0] == ids[1] != ids[2]
+
+
+def test_what_an_endpoint_is_asked():
+    limited = {"max_text_chars": 6, "first_token": False}
+    config = AnnotateConfig(
+        engine="openai", model="m", structured=True, parse="json", openai=limited
+    )
+    shown = TASK.model_copy(update={"examples": [Example(text="A joy.", label="pos")]})
+    chat, truncated = openai._chat(config, shown, "START of it END", control_pattern())
+    assert [turn["content"] for turn in chat] == [
+        "Which? A joy.",
+        '{"label": "positive"}',
+        "Which? STA … END",
+    ]
+    assert truncated and not openai._chat(config, TASK, "short", control_pattern())[1]
+    asked = openai._parameters(config, TASK)
+    assert "logprobs" not in asked
+    assert asked["response_format"] == {
+        "type": "json_schema",
+        "json_schema": {
+            "name": "annotation",
+            "strict": True,
+            "schema": {
+                "type": "object",
+                "properties": {"label": {"type": "string", "enum": ["positive", "negative"]}},
+                "required": ["label"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    free = config.model_copy(update={"structured": False})
+    assert "response_format" not in openai._parameters(free, TASK)
+
+
 def test_annotator_id_of_a_constrained_answer_goes_by_the_labels():
     config = VLLM.model_copy(update={"structured": True})
     other = TASK.model_copy(update={"labels": {"positive": [], "mixed": []}})
@@ -248,6 +377,14 @@ def test_annotator_id_of_a_constrained_answer_goes_by_the_labels():
         ({"engine": "recorded"}, "annotate.recorded.path"),
         ({"engine": "openai", "model": "m", "structured": True}, "parse: json"),
         ({"model": "m", "replicas": [3, 2]}, "no range"),
+        (
+            {"engine": "openai", "model": "m", "max_model_len": 4096},
+            "max_model_len does nothing with engine openai",
+        ),
+        (
+            {"engine": "recorded", "recorded": {"path": "a.csv"}, "replicas": [1, 2]},
+            "replicas does nothing with engine recorded",
+        ),
         ({"model": "m", "max_model_len": 10}, "leaves no room"),
         ({"model": "m", "engine_kwargs": {"max_model_len": 9}}, "annotate.max_model_len instead"),
         ({"model": "m", "max_tokens": 0}, "greater than or equal to 1"),
@@ -262,21 +399,64 @@ def test_a_wrong_configuration_is_refused(fields, said):
 
 def test_check_of_each_engine(tmp_path, monkeypatch):
     monkeypatch.delenv("SOME_KEY", raising=False)
-    openai = AnnotateConfig(engine="openai", model="m", openai={"api_key_env": "SOME_KEY"})
+    http = AnnotateConfig(engine="openai", model="m", openai={"api_key_env": "SOME_KEY"})
     with pytest.raises(UserError, match="SOME_KEY is not set"):
-        check(openai, TASK)
+        check(http, TASK)
     monkeypatch.setenv("SOME_KEY", "sk-1")
-    check(openai, TASK)
+    check(http, TASK)
     with pytest.raises(UserError, match="no folder"):
         check(AnnotateConfig(model="/no/such/model"), TASK)
     path = tmp_path / "answers.parquet"
     pq.write_table(pa.table({"id": [1], "reply": ["yes"]}), path)
-    recorded = AnnotateConfig(engine="recorded", recorded={"path": str(path)})
+    table = AnnotateConfig(engine="recorded", recorded={"path": str(path)})
     with pytest.raises(UserError, match="no column 'response'"):
-        check(recorded, TASK)
+        check(table, TASK)
     check(
         AnnotateConfig(engine="recorded", recorded={"path": str(path), "response": "reply"}), TASK
     )
+
+
+class Count:
+    records = tokens = 0
+
+    def add(self, records: int, **tokens: int) -> None:
+        self.records += records
+        self.tokens += sum(tokens.values())
+
+
+def look_up(table: pa.Table, path, wanted: pa.Table, **settings) -> list:
+    pq.write_table(table, path)
+    answers = recorded._read(RecordedConfig(path=str(path), **settings))
+    block = recorded._look_up(with_hashes(wanted).combine_chunks(), answers, Count())
+    assert block.schema.equals(schema.RESPONSE)
+    return block["response"].to_pylist()
+
+
+def test_recorded_answers_of_ids_that_stand_for_two_texts(tmp_path):
+    path = tmp_path / "answers.parquet"
+    table = pa.table({"id": ["7", "8", "7"], "response": ["a", "b", "c"], "said": ["x", "y", "z"]})
+    wanted = records(("7", "x"), ("8", "y"), ("gold:7", "z"))
+    with pytest.raises(UserError, match="'7' of the recorded answers") as caught:
+        look_up(table, path, wanted)
+    assert "annotate.recorded.text" in caught.value.remedy
+    assert look_up(table, path, wanted, text="said") == ["a", "b", "c"]
+    assert look_up(table, path, records(("7", "x"), ("gold:9", "q"))) == ["a", None]
+    named = table.slice(0, 2).append_column("other", [["7", "gold:7"]])
+    assert look_up(named, path, records(("gold:7", "z")), id="other") == ["b"]
+    with pytest.raises(UserError, match="no column 'words'"):
+        check(
+            AnnotateConfig(engine="recorded", recorded={"path": str(path), "text": "words"}), TASK
+        )
+
+
+def test_what_an_engine_failed_of_and_where_it_says_more(folder):
+    failed = _reason(RuntimeError("out of memory"), folder)
+    assert "RuntimeError: out of memory" in failed.message
+    assert "LLAMBERT_WORKER_LOGS=1" in failed.remedy and folder.uri in failed.remedy
+    ours = UserError("the key is refused", "check it")
+    outer = RuntimeError("task failed")
+    outer.__cause__ = ours
+    assert _reason(outer, folder) is ours
 
 
 def test_required_resources():
@@ -302,13 +482,6 @@ def test_device_seconds_are_those_of_the_most_replicas(monkeypatch):
 
 def test_a_vllm_block_of_answers_and_failures_becomes_responses():
     from llambert.engines.vllm import _responses
-
-    class Count:
-        records = tokens = 0
-
-        def add(self, records: int, prompt_tokens: int, output_tokens: int) -> None:
-            self.records += records
-            self.tokens += prompt_tokens + output_tokens
 
     rows = [
         {

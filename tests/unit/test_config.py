@@ -104,7 +104,7 @@ def test_merge_keys_in_the_task(write):
 def test_an_override_changes_one_of_two_that_share_an_alias(write):
     shared = "chat_template_kwargs: &a {x: {y: 1}}, engine_kwargs: *a"
     config = load(
-        write(RUN.replace("annotate: {", f"annotate: {{{shared}, ")),
+        write(re.sub("annotate: .*", f"annotate: {{model: org/chat, {shared}}}", RUN)),
         ["annotate.engine_kwargs.x.y=2"],
     )
     assert config.annotate.engine_kwargs == {"x": {"y": 2}}

@@ -1,8 +1,11 @@
 """The labels, and the chat that asks for one."""
 
+import json
+
 import pytest
 from pydantic import ValidationError
 
+from llambert.parse import parse
 from llambert.task import TaskConfig, control_pattern, messages, neutralise
 
 LABELS = {"positive": ["pos"], "negative": []}
@@ -37,6 +40,16 @@ def test_system_examples_as_turns_and_the_question():
         {"role": "assistant", "content": "pos"},
         {"role": "user", "content": "Which? Dull."},
     ]
+
+
+def test_examples_answer_in_json_where_the_parser_wants_it():
+    wanted = task(
+        examples=[{"text": "A joy.", "label": "pos"}, {"text": "Bof.", "label": "Negative!"}]
+    )
+    labels = list(wanted.labels)
+    shown = [turn["content"] for turn in messages(wanted, "Dull.", as_json=True)][1::2]
+    assert [parse(answer, wanted, "json").label for answer in shown] == labels[:2]
+    assert json.loads(shown[0]) == {"label": labels[0]}
 
 
 @pytest.mark.parametrize("text", ["{text}", "{}", "{0} {x!r} %s $text", "{{text}}", "\\1 \\g<0>"])
