@@ -13,7 +13,11 @@ class Section(BaseModel):
 
 
 def _absolute(value: str, info: ValidationInfo) -> str:
-    """Relative paths are relative to the configuration file, whose folder is `info.context`."""
+    """Relative paths are relative to the configuration file, whose folder is `info.context`.
+
+    A file:// URI becomes the path it names, which not everything that reads files could do.
+    """
+    value = value.removeprefix("file://")
     if "://" in value:
         return value
     base = (info.context or {}).get("base", os.getcwd())
@@ -23,7 +27,7 @@ def _absolute(value: str, info: ValidationInfo) -> str:
 def _model_place(value: str, info: ValidationInfo) -> str:
     """A local folder is just another model name: it is taken for one where it exists."""
     absolute = _absolute(value, info)
-    if value.startswith((".", "/", "~")) or os.path.isdir(absolute):
+    if value.startswith((".", "/", "~", "file://")) or os.path.isdir(absolute):
         return absolute
     return value
 

@@ -48,6 +48,15 @@ def test_uris_stay_as_they_are(write):
     assert config.workdir == "s3://bucket/run"
 
 
+def test_a_file_uri_is_the_path_it_names(write, tmp_path):
+    text = RUN.replace("workdir: out", f"workdir: file://{tmp_path}/out/")
+    text = text.replace("path: films.jsonl", "path: file:///corpus/films.jsonl")
+    config = load(write(text.replace("org/encoder", f"file://{tmp_path}/encoder")))
+    assert config.workdir == str(tmp_path / "out")
+    assert config.corpus.path == "/corpus/films.jsonl"
+    assert config.train.model == str(tmp_path / "encoder")
+
+
 @pytest.mark.parametrize(
     "word", ["yes", "no", "on", "off", "1", "0", "01", "1_0", "1.50", "true", "null", "3e5"]
 )
