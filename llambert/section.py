@@ -1,7 +1,7 @@
-"""The base of every part of the configuration, and the two kinds of names that need a place."""
+"""The base of every part of the configuration, and what several parts name alike."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
@@ -37,3 +37,6 @@ Location = Annotated[str, AfterValidator(_absolute)]
 
 ModelName = Annotated[str, AfterValidator(_model_place)]
 """A Hugging Face hub name, or a local folder, made absolute."""
+
+Variant = Literal["baseline", "llambert", "combined"]
+"""What an encoder is trained on: gold labels, the LLM's, or the LLM's and then gold."""

@@ -18,7 +18,7 @@ from llambert.drift import length_histogram
 from llambert.errors import LlambertError, StageError, UserError
 from llambert.models import check_model
 from llambert.progress import Progress
-from llambert.section import ModelName, Section
+from llambert.section import ModelName, Section, Variant
 from llambert.storage import (
     Folder,
     Outcome,
@@ -29,8 +29,6 @@ from llambert.storage import (
     list_files,
 )
 from llambert.training_data import content_hash, label_weights, prepared, split
-
-Variant = Literal["baseline", "llambert", "combined"]
 
 _CHECKPOINTS = "_checkpoints"
 _GPU_WORKER_CPUS = 2  # one computes, one tokenizes the next batch
