@@ -75,7 +75,8 @@ def _words(node: yaml.Node, listed: bool = False) -> Any:
         return {key: _words(value, listed) for key, value in _pairs(node)}
     if isinstance(node, yaml.SequenceNode):
         return [_words(item, listed=True) for item in node.value]
-    return None if _is_plain(node) and node.value in ("", "~", "null") and not listed else node.value
+    empty = _is_plain(node) and node.value in ("", "~", "null")
+    return None if empty and not listed else node.value
 
 
 def _is_plain(node: yaml.Node) -> bool:
