@@ -14,7 +14,7 @@ from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings, use
 from llambert.drift import length_histogram
 from llambert.models import check_model
 from llambert.progress import Progress
-from llambert.ray_train import CHECKPOINTS, run_workers
+from llambert.ray_train import run_workers
 from llambert.section import ModelName, Section, Variant
 from llambert.storage import (
     Folder,
@@ -217,7 +217,6 @@ def train(
     details = _details(config, job, figures, targets, gpu)
     details["text_lengths"] = length_histogram(table["length"].to_numpy())
     folder.write_json("metrics.json", details | {"init_from": init_from, "seed": seed})
-    (folder / CHECKPOINTS).remove()
     return Outcome({"in": len(targets), "out": len(targets), "dropped": {}}, details)
 
 
