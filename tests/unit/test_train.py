@@ -9,7 +9,6 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from llambert import cluster
 from llambert import train as stage
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings
 from llambert.errors import UserError
@@ -91,14 +90,6 @@ def test_what_a_training_holds():
     config = TrainConfig(workers=4)
     assert required_resources(config, {"CPU": 64}) == {"CPU": 4}
     assert required_resources(config, {"CPU": 64, "GPU": 8}) == {"CPU": 8, "GPU": 4}
-
-
-def test_cpus_are_shared_so_that_all_workers_fit():
-    assert cluster.even_share([2], 1) == 2
-    assert cluster.even_share([2], 2) == 1
-    assert cluster.even_share([5, 1], 2) == 2  # not 3: the second would wait for ever
-    assert cluster.even_share([8, 8], 3) == 4
-    assert cluster.even_share([], 4) == 1
 
 
 def test_configs_that_contradict_themselves_are_refused():
