@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from llambert import cluster
+from llambert.deepspeed_engine import warmup_steps
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings, user_file
 from llambert.drift import length_histogram
 from llambert.models import check_model
@@ -237,7 +238,7 @@ def _engine_settings(config: TrainConfig, records: int, gpu: bool) -> dict[str, 
             "weight_decay": config.weight_decay,
             "warmup_min_lr": 0.0,
             "warmup_max_lr": config.learning_rate,
-            "warmup_num_steps": max(1, round(steps * config.warmup_share)),
+            "warmup_num_steps": warmup_steps(steps, config.warmup_share),
             "total_num_steps": steps,
         },
         bfloat16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
