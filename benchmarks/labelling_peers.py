@@ -11,12 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from llambert.batching import padding_share
 from llambert.corpus import inspect_corpus
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.label import LabelConfig, label
@@ -206,9 +204,8 @@ def ray_recipe(rows: int, work: Work) -> tuple[float, float]:
 
 def _padding(work: Work, rows: int) -> float:
     """Of batches of `rows` records as they come, padded to their longest."""
-    starts = range(0, work.records, rows)
-    batches = [np.arange(start, min(start + rows, work.records)) for start in starts]
-    return padding_share(np.array(work.lengths), batches)
+    batches = [work.lengths[start : start + rows] for start in range(0, work.records, rows)]
+    return 1 - work.tokens / sum(len(batch) * max(batch) for batch in batches)
 
 
 def pipeline(rows: int, work: Work) -> tuple[float, float]:

@@ -51,9 +51,3 @@ def length_grouped(
         batches += [part[i : i + batch_size] for i in range(0, len(part), batch_size)]
     rng.shuffle(batches)
     return batches
-
-
-def padding_share(lengths: NDArray[np.integer], batches: list[NDArray[np.int64]]) -> float:
-    """The share (0..1) of a batch's cells that are padding, over all `batches`."""
-    cells = sum(int(lengths[batch].max()) * len(batch) for batch in batches)
-    return 1 - int(lengths.sum()) / cells if cells else 0.0

@@ -217,7 +217,7 @@ class Labeller:
         tokens = block["tokens"].combine_chunks()
         values, ends = tokens.values.to_numpy(), tokens.offsets.to_numpy()
         sequences = [values[a:b] for a, b in itertools.pairwise(ends)]
-        shares, cells = self._predict(sequences)
+        shares, cells = self.predict(sequences)
         best = shares.argmax(axis=1) if len(shares) else np.zeros(0, np.int64)
         columns = {
             "id": block["id"],
@@ -233,16 +233,14 @@ class Labeller:
             )
         return pa.table(columns)
 
-    def predict(self, sequences: Sequence[Tokens]) -> NDArray[np.float32]:
-        """Probabilities of shape (sequences, labels), each row summing to 1.
+    def predict(self, sequences: Sequence[Tokens]) -> tuple[NDArray[np.float32], int]:
+        """The probabilities, and how many cells (tokens and padding) were computed for them.
+
+        The probabilities are of shape (sequences, labels), each row summing to 1.
 
         Raises:
             StageError: the memory does not suffice for a single sequence.
         """
-        return self._predict(sequences)[0]
-
-    def _predict(self, sequences: Sequence[Tokens]) -> tuple[NDArray[np.float32], int]:
-        """The probabilities, and how many cells (tokens and padding) were computed."""
         import torch
 
         lengths = np.array([len(tokens) for tokens in sequences], dtype=np.int64)

@@ -17,7 +17,6 @@ _ENVIRONMENT = {
 }
 
 _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need longer than it waits
-_SLOW_START = "timed out during startup"  # what a bare Exception says then
 
 # Notices of what is as it should be: that the local cluster asks for a token, that our own
 # progress line stands in for Ray Data's bars.
@@ -75,8 +74,7 @@ def _init(address: str | None) -> None:
         try:
             ray.init(
                 address=address or "local",  # by default Ray would join any cluster on the machine
-                # At least two: a labelling that is resumed has a filter's actor beside the labeller
-                num_cpus=None if address else max(2, os.cpu_count() or 2),
+                num_cpus=None if address else _cpus_here(),
                 log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
                 logging_level=logging.WARNING,
                 include_dashboard=None if address else False,
@@ -84,7 +82,7 @@ def _init(address: str | None) -> None:
             )
             return
         except Exception as error:
-            if _SLOW_START not in str(error):
+            if type(error) is not Exception:  # a bare one: its processes did not come up in time
                 raise
             ray.shutdown()
             if attempt == _STARTS:
@@ -93,6 +91,16 @@ def _init(address: str | None) -> None:
                     "is the machine very busy, or its memory or disk full? The same command tries "
                     "again",
                 ) from error
+
+
+def _cpus_here() -> int:
+    """The CPUs for a Ray on this machine: those that a container may use, and at least two.
+
+    A labelling that is resumed has a filter's actor beside the labeller.
+    """
+    from ray._private.utils import get_num_cpus
+
+    return max(2, int(get_num_cpus(override_docker_cpu_warning=True)))
 
 
 def _check_scheme(address: str) -> None:

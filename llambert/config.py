@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -22,15 +22,14 @@ from llambert.plan import PlanConfig
 from llambert.power_law import CurveConfig
 from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
+from llambert.run_yaml import read, read_value
 from llambert.sample import SampleConfig
-from llambert.section import Location, Section
+from llambert.section import Location, Section, Variant
 from llambert.storage import fingerprint, is_remote
 from llambert.task import TaskConfig
 from llambert.tracking import TrackingConfig
 from llambert.train import TrainConfig
 from llambert.workdir import ARTEFACTS
-
-Variant = Literal["baseline", "llambert", "combined"]
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
@@ -154,7 +153,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:
         UserError: the file, an override, a field or a variable is wrong; the message has each
             field, its value and the remedy.
     """
-    values = _read(path)
+    values = read(path)
     for override in overrides:
         _apply(values, override)
     _complete_labels(values)
@@ -174,87 +173,6 @@ def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML; `load` reads it back."""
     values = _escape(config.model_dump(mode="json", exclude_none=True))
     return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with keys as written, words of `task` as written, and no key given twice.
-
-    YAML 1.1 makes booleans of yes, no, on and off, and numbers of 1 and 1_0; as labels they are
-    words, and outside `task` only true and false are booleans. A date is a text.
-    """
-
-
-def _construct_section(loader: _Loader, node: yaml.MappingNode) -> dict[str, Any]:
-    return {
-        key: _words(value) if key == "task" else loader.construct_object(value, deep=True)
-        for key, value in _pairs(node)
-    }
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _construct_section)
-_Loader.yaml_implicit_resolvers = {
-    first: [
-        (tag, pattern)
-        for tag, pattern in resolvers
-        if tag not in ("tag:yaml.org,2002:bool", "tag:yaml.org,2002:timestamp")
-    ]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")
-)
-
-
-def _pairs(node: yaml.MappingNode) -> list[tuple[str, yaml.Node]]:
-    """The mapping's keys, as written, with their values; a key given twice is refused.
-
-    Keys merged with `<<` come first, and those of the mapping itself take their place.
-    """
-    own: dict[str, yaml.Node] = {}
-    merged: dict[str, yaml.Node] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if not isinstance(key, yaml.ScalarNode):
-            raise UserError(f"the key in line {line} is not a word", "write `key: value`")
-        if key.value in own:
-            raise UserError(f"{key.value!r} is given twice (line {line})", "keep one of the two")
-        if key.tag != "tag:yaml.org,2002:merge":
-            own[key.value] = value
-        else:
-            bases = value.value if isinstance(value, yaml.SequenceNode) else [value]
-            if not all(isinstance(base, yaml.MappingNode) for base in bases):
-                raise UserError(f"'<<' in line {line} merges no section", "write `<<: *name`")
-            for base in reversed(bases):  # of several, the first one counts
-                merged |= _pairs(base)
-    return list((merged | own).items())
-
-
-def _words(node: yaml.Node, listed: bool = False) -> Any:
-    """A node of `task` with every scalar as it is written; an empty one outside lists is None."""
-    if isinstance(node, yaml.MappingNode):
-        return {key: _words(value, listed) for key, value in _pairs(node)}
-    if isinstance(node, yaml.SequenceNode):
-        return [_words(item, listed=True) for item in node.value]
-    plain = isinstance(node, yaml.ScalarNode) and node.style is None
-    return None if plain and node.value in ("", "~", "null") and not listed else node.value
-
-
-def _read(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding="utf-8") as file:
-            values = yaml.load(file, Loader=_Loader)
-    except FileNotFoundError:
-        raise UserError(f"no such file: {path!r}", "check the path of the run file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path!r}: {error}", "give a YAML file") from None
-    except (yaml.YAMLError, RecursionError) as error:  # the latter: an alias inside its own anchor
-        raise UserError(
-            f"{path!r} is not YAML: {error}",
-            "mend the line named above; quote a text that holds { } [ ] : or #",
-        ) from None
-    if not isinstance(values, dict):
-        raise UserError(f"{path!r} holds no fields", "`llambert schema` prints every field")
-    return values
 
 
 def _complete_labels(values: dict[str, Any]) -> None:
@@ -280,11 +198,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         place[parent] = dict(inner)  # a copy: an alias may stand for the same section elsewhere
         place = place[parent]
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        if node is None:  # an empty text, or a comment alone
-            raise UserError(f"--set {override!r} has no value", "write '' for an empty text")
-        in_task = [*parents, last][0] == "task"
-        place[last] = _words(node) if in_task else yaml.load(text, Loader=_Loader)
+        place[last] = read_value(text, (*parents, last))
     except (yaml.YAMLError, RecursionError):
         raise UserError(
             f"the value of --set {override!r} is not YAML",

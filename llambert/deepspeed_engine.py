@@ -40,16 +40,27 @@ def deepspeed_engine(
             groups, lr=learning_rate, weight_decay=weight_decay
         )
     if "scheduler" not in settings:
-        warmup = max(1, round(steps * warmup_share))
-
-        def share(step: int) -> float:
-            return min((step + 1) / warmup, max(0.0, (steps - step) / max(1, steps - warmup)), 1.0)
-
+        warmup = warmup_steps(steps, warmup_share)
         options["lr_scheduler"] = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(
-            optimizer, share
+            optimizer, lambda step: rate_share(step, steps, warmup)
         )
     engine, *_ = deepspeed.initialize(model=model, config=settings, **options)
     return engine
+
+
+def warmup_steps(steps: int, share: float) -> int:
+    """How many of `steps` optimizer steps the learning rate rises in."""
+    return max(1, round(steps * share))
+
+
+def rate_share(step: int, steps: int, warmup: int) -> float:
+    """The share of the peak learning rate that optimizer step `step` (from 0) takes.
+
+    It rises in a straight line to 1 at the last of `warmup` steps, and falls in another to 0 at
+    the one after the last of `steps`.
+    """
+    falling = (steps - step) / max(1, steps - warmup)
+    return max(0.0, min((step + 1) / warmup, falling, 1.0))
 
 
 def export(engine: Any, tokenizer: Any, folder: Folder, rank: int) -> None:

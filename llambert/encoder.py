@@ -104,6 +104,9 @@ def load_classifier(
     Args:
         labels: the labels of a new classification head; None keeps the model's own.
         dtype: a torch dtype; float32 where None.
+
+    Raises:
+        UserError: the model comes with a head for another number of labels.
     """
     import torch
     from transformers import AutoModelForSequenceClassification
@@ -115,13 +118,22 @@ def load_classifier(
             "id2label": dict(enumerate(labels)),
             "label2id": {label: index for index, label in enumerate(labels)},
         }
-    return AutoModelForSequenceClassification.from_pretrained(
+    classifier, loaded = AutoModelForSequenceClassification.from_pretrained(
         local_folder(model),
         use_safetensors=True,
         trust_remote_code=trust_remote_code,
         dtype=dtype or torch.float32,
+        ignore_mismatched_sizes=True,  # to say below what is wrong
+        output_loading_info=True,
         **names,
     )
+    if unlike := sorted(name for name, *_ in loaded["mismatched_keys"]):
+        raise UserError(
+            f"{model!r} does not fit {classifier.num_labels} labels: the weights {unlike} are of "
+            "another shape",
+            "name the encoder that it was made from, or one that was trained on as many labels",
+        )
+    return classifier
 
 
 def freeze(model: Any) -> None:

@@ -35,7 +35,7 @@ _ERROR = pa.schema(
 class EvaluateConfig(Section):
     """Measuring against gold."""
 
-    errors: int = Field(200, ge=0, description="Most confident mistakes kept for each variant.")
+    errors: int = Field(200, ge=0, description="Most confident mistakes kept of each encoder.")
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,11 @@ def _predict(
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")
     truth = gold.sort_by("id")
     if table["id"].to_pylist() != truth["id"].to_pylist():
-        raise CountError(f"{gold.num_rows:,} gold records came in and others came out")
+        raise CountError(
+            f"{gold.num_rows:,} gold records came in and others came out ({table.num_rows:,})",
+            "run the same command again; if it ends so again, it is a fault of this program: "
+            "please report it with this message",
+        )
     return table.add_column(1, "gold", truth["label"])
 
 

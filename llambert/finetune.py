@@ -319,7 +319,10 @@ class _Worker:
             with checkpoint.as_directory() as folder:
                 path, extra = self.engine.load_checkpoint(folder, tag="state")
             if path is None:
-                raise StageError(f"DeepSpeed found no checkpoint in {checkpoint.path}")
+                raise StageError(
+                    f"DeepSpeed found no checkpoint in {checkpoint.path}",
+                    "remove that folder: the same command then begins the training anew",
+                )
             state = _State(**extra[_STATE])
             state.resumed += 1
         if self.rank == 0:  # an earlier attempt may have counted records that come again

@@ -14,7 +14,7 @@ from llambert.datasource import corpus_dataset
 from llambert.errors import CountError
 from llambert.progress import Progress
 from llambert.records import Corpus
-from llambert.section import Section
+from llambert.section import Section, Variant
 from llambert.storage import Folder, Outcome, arrow_filesystem
 
 CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
@@ -27,7 +27,7 @@ _RUN = "_run.json"  # which run the rows in the folder belong to, while it is no
 class LabelConfig(Section):
     """Labelling the corpus."""
 
-    variant: Literal["baseline", "llambert", "combined"] | None = Field(
+    variant: Variant | None = Field(
         None, description="Variant that labels; by default combined, llambert or baseline."
     )
     workers: tuple[int, int] | None = Field(

@@ -21,6 +21,7 @@ from llambert.gold import Gold, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
 from llambert.progress import Progress
+from llambert.ray_train import CHECKPOINTS
 from llambert.records import Corpus, Source, open_corpus
 from llambert.report import report
 from llambert.review import review
@@ -217,8 +218,8 @@ class Pipeline:
 
         made_from = [self._encoder, user_file(config.deepspeed)]
         settings = [config.what_matters(), made_from, labels, variant, seed]
-        title = f"train {variant} seed {seed}"
-        return Step("train", title, folder, run, inputs, settings, unit=(variant, seed))
+        parts = ("train", f"train {variant} seed {seed}", folder, run, inputs, settings)
+        return Step(*parts, unit=(variant, seed), scratch=CHECKPOINTS)
 
     def curve_of(self) -> str:
         """What a learning curve stands on: one of other labels, gold or encoder is another's."""

@@ -24,7 +24,7 @@ from llambert.storage import Folder, filesystem, is_remote, list_files
 DUPLICATES = "duplicates.parquet"
 DUPLICATE = pa.schema([pa.field("source", pa.string()), pa.field("row", pa.int64())])
 
-_PEEK_FILES = 20  # files tried before a corpus counts as unreadable
+_PEEK_FILES = 500  # the most files tried, from first to last, before a corpus counts as unreadable
 
 
 class CorpusConfig(Section):
@@ -129,7 +129,7 @@ def _common_folder(paths: list[str], files: set[str]) -> str:
 
 
 def open_corpus(config: CorpusConfig, extra: Iterable[str] = ()) -> Corpus:
-    """Find the files and look at the head of the first that can be read.
+    """Find the files and look at the head of one that can be read.
 
     Args:
         config: Where and what.
@@ -182,7 +182,7 @@ def _format_of(sources: list[Source]) -> str:
 
 def _first_readable(sources: list[Source], format: str) -> tuple[Source, pa.Schema]:
     problems = []
-    for source in sources[:_PEEK_FILES]:
+    for source in sources[:: -(-len(sources) // _PEEK_FILES)]:
         try:
             with _opened(source) as file:
                 schema = formats.peek(file, format)
@@ -195,7 +195,7 @@ def _first_readable(sources: list[Source], format: str) -> tuple[Source, pa.Sche
             return source, schema
         problems.append(f"{source.uri!r}: holds no record")
     raise UserError(
-        f"none of the first {len(problems)} files can be read as {format}; {problems[0]}",
+        f"none of {len(problems)} files can be read as {format}; {problems[0]}",
         "check the path and the format",
     )
 

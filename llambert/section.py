@@ -1,7 +1,7 @@
-"""The base of every part of the configuration, and the two kinds of names that need a place."""
+"""The base of every part of the configuration, and what several parts name alike."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
 
@@ -13,7 +13,11 @@ class Section(BaseModel):
 
 
 def _absolute(value: str, info: ValidationInfo) -> str:
-    """Relative paths are relative to the configuration file, whose folder is `info.context`."""
+    """Relative paths are relative to the configuration file, whose folder is `info.context`.
+
+    A file:// URI becomes the path it names, which not everything that reads files could do.
+    """
+    value = value.removeprefix("file://")
     if "://" in value:
         return value
     base = (info.context or {}).get("base", os.getcwd())
@@ -23,7 +27,7 @@ def _absolute(value: str, info: ValidationInfo) -> str:
 def _model_place(value: str, info: ValidationInfo) -> str:
     """A local folder is just another model name: it is taken for one where it exists."""
     absolute = _absolute(value, info)
-    if value.startswith((".", "/", "~")) or os.path.isdir(absolute):
+    if value.startswith((".", "/", "~", "file://")) or os.path.isdir(absolute):
         return absolute
     return value
 
@@ -33,3 +37,6 @@ Location = Annotated[str, AfterValidator(_absolute)]
 
 ModelName = Annotated[str, AfterValidator(_model_place)]
 """A Hugging Face hub name, or a local folder, made absolute."""
+
+Variant = Literal["baseline", "llambert", "combined"]
+"""What an encoder is trained on: gold labels, the LLM's, or the LLM's and then gold."""

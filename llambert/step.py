@@ -134,7 +134,11 @@ def run_step(step: Step, progress: Progress) -> Manifest:
     outcome = step.run(progress)
     counts = outcome.counts
     if counts["in"] != counts["out"] + sum(counts["dropped"].values()):
-        raise CountError(f"the counts of {step.title} do not add up: {counts}")
+        raise CountError(
+            f"the counts of {step.title} do not add up: {counts}",
+            "run the same command again; if they still do not, it is a fault of this program: "
+            "please report it with this message",
+        )
     manifest = Manifest(
         stage=step.stage,
         fingerprint=step.fingerprint,

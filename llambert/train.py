@@ -1,10 +1,7 @@
 """Fine-tune an encoder on labelled records: Ray Train workers, a DeepSpeed engine in each."""
 
 import os
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -13,16 +10,16 @@ from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from llambert import cluster
+from llambert.deepspeed_engine import warmup_steps
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings, user_file
 from llambert.drift import length_histogram
-from llambert.errors import LlambertError, StageError, UserError
 from llambert.models import check_model
 from llambert.progress import Progress
-from llambert.section import ModelName, Section
+from llambert.ray_train import run_workers
+from llambert.section import ModelName, Section, Variant
 from llambert.storage import (
     Folder,
     Outcome,
-    arrow_filesystem,
     fingerprint,
     fingerprint_model,
     is_remote,
@@ -30,9 +27,6 @@ from llambert.storage import (
 )
 from llambert.training_data import content_hash, label_weights, prepared, split
 
-Variant = Literal["baseline", "llambert", "combined"]
-
-_CHECKPOINTS = "_checkpoints"
 _GPU_WORKER_CPUS = 2  # one computes, one tokenizes the next batch
 # Settings that do not change the weights, or that a checkpoint may outlive.
 _NOT_IN_IDENTITY = {
@@ -162,9 +156,9 @@ def train(
     """Fine-tune one classifier and leave it in `folder` as a Hugging Face folder.
 
     The folder holds the weights of the best epoch in float32, the tokenizer, and metrics.json.
-    While the training goes on it also holds `_checkpoints`: called again after a crash with the
-    same arguments, it goes on from there. On several machines `folder` must be on storage that
-    all of them see.
+    It also holds `ray_train.CHECKPOINTS`, which is the caller's to remove: called again after a
+    crash with the same arguments, it goes on from there, or has nothing left to do. On several
+    machines `folder` must be on storage that all of them see.
 
     Args:
         labels: the model's outputs, in this order.
@@ -214,11 +208,16 @@ def train(
         counter=progress.ray_counter(),
         trust_remote_code=config.trust_remote_code,
     )
-    figures = _fit(config, job, name, gpu)
+    scaling = {
+        "num_workers": config.workers,
+        "use_gpu": gpu,
+        "resources_per_worker": {"CPU": job.threads} | ({"GPU": 1} if gpu else {}),
+        "accelerator_type": config.accelerator_type,
+    }
+    figures = run_workers(job, name, scaling, config.max_failures)
     details = _details(config, job, figures, targets, gpu)
     details["text_lengths"] = length_histogram(table["length"].to_numpy())
     folder.write_json("metrics.json", details | {"init_from": init_from, "seed": seed})
-    (folder / _CHECKPOINTS).remove()
     return Outcome({"in": len(targets), "out": len(targets), "dropped": {}}, details)
 
 
@@ -239,7 +238,7 @@ def _engine_settings(config: TrainConfig, records: int, gpu: bool) -> dict[str, 
             "weight_decay": config.weight_decay,
             "warmup_min_lr": 0.0,
             "warmup_max_lr": config.learning_rate,
-            "warmup_num_steps": max(1, round(steps * config.warmup_share)),
+            "warmup_num_steps": warmup_steps(steps, config.warmup_share),
             "total_num_steps": steps,
         },
         bfloat16=config.dtype == "bfloat16" or (config.dtype == "auto" and gpu),
@@ -260,120 +259,6 @@ def _cpus_per_worker(config: TrainConfig, gpu: bool) -> int:
     if gpu:
         return _GPU_WORKER_CPUS
     return cluster.even_share(cluster.node_cpus(), config.workers)
-
-
-def _fit(config: TrainConfig, job: Any, name: str, gpu: bool) -> dict[str, Any]:
-    """Run the workers to the end; returns what rank 0's `finetune` returned."""
-    # A worker's report, hence every checkpoint, waits for the controller's next look: 2 s unless
-    # told otherwise.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from llambert.finetune import finetune
-
-    checkpoints = job.folder / _CHECKPOINTS
-    _discard_unusable(checkpoints, name)
-    filesystem, path = arrow_filesystem(checkpoints.uri)
-    resources = {"CPU": job.threads} | ({"GPU": 1} if gpu else {})
-    trainer = TorchTrainer(
-        finetune,
-        train_loop_config={"job": job},
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=config.workers,
-            use_gpu=gpu,
-            resources_per_worker=resources,
-            accelerator_type=config.accelerator_type,
-        ),
-        run_config=ray.train.RunConfig(
-            name=name,
-            storage_path=path,
-            storage_filesystem=filesystem,
-            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-            failure_config=ray.train.FailureConfig(max_failures=config.max_failures),
-            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-        ),
-    )
-    _leave_out_cleaner(trainer)
-    with _interrupts_as_before():
-        try:
-            result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise _failure(error, config.max_failures) from error
-        except SystemExit as stopped:  # Ray Train's answer to Ctrl-C, as if all had gone well
-            raise KeyboardInterrupt from stopped
-    return dict(result.return_value)
-
-
-def _leave_out_cleaner(trainer: Any) -> None:
-    """Train without Ray Train's `PlacementGroupCleaner`.
-
-    It frees the workers of a driver that lives on after its controller has died; this driver ends
-    then, which frees them. At the end of a training it is waited for until it has asked the
-    dashboard, of which a Ray on one machine has none: 12 s.
-    """
-    from ray.train.v2._internal.callbacks.placement_group_callback import (
-        PlacementGroupCleanerCallback,
-    )
-
-    made = trainer._create_default_callbacks
-    trainer._create_default_callbacks = lambda: [
-        each for each in made() if not isinstance(each, PlacementGroupCleanerCallback)
-    ]
-
-
-def _discard_unusable(checkpoints: Folder, name: str) -> None:
-    """Remove checkpoints of other settings, and a list of checkpoints that Ray Train would refuse.
-
-    Ray Train resumes from whatever it finds under the run's name. It writes its list in place, so
-    that a crash can tear it, and refuses the list of another Ray version.
-    """
-    import ray
-    from ray.train.v2._internal.constants import CHECKPOINT_MANAGER_SNAPSHOT_FILENAME
-
-    for other in checkpoints.folders():
-        if other != name:
-            (checkpoints / other).remove()
-    run = checkpoints / name
-    if not run.exists(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME):
-        return
-    try:
-        snapshot = run.read_json(CHECKPOINT_MANAGER_SNAPSHOT_FILENAME)
-        named = {result["checkpoint_dir_name"] for result in snapshot["checkpoint_results"]}
-        usable = snapshot["ray_version"] == ray.__version__ and named <= set(run.folders())
-    except (ValueError, KeyError):
-        usable = False
-    if not usable:
-        run.remove()
-
-
-def _failure(error: Exception, max_failures: int) -> LlambertError:
-    """The workers' own error where it is one of ours, else what they said."""
-    failures = getattr(error, "worker_failures", {})
-    causes = [getattr(each, "_base_exc", each) for each in failures.values()]
-    for cause in causes:
-        if isinstance(cause, UserError):
-            return cause
-    said = "; ".join(sorted({f"{type(c).__name__}: {c}".strip()[:500] for c in causes}))
-    return StageError(
-        f"fine-tuning failed and was begun again {max_failures} times, at last: {said}"
-        if causes
-        else f"fine-tuning failed: {error}",
-        "run the same command again to go on from the last checkpoint",
-    )
-
-
-@contextmanager
-def _interrupts_as_before() -> Iterator[None]:
-    """Ray Train replaces the handler of Ctrl-C and leaves its own behind."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _details(

@@ -73,7 +73,7 @@ def test_bfloat16_on_a_gpu_says_what_float32_on_the_cpu_says(trained):
     forward = labeller._forward
     assert (forward.device.type, forward.dtype) == ("cuda", torch.bfloat16)
     assert not forward.padded
-    found = labeller.predict(sequences)
+    found, _ = labeller.predict(sequences)
 
     inputs = pad(sequences, tokenizer.pad_token_id)
     with torch.inference_mode():

@@ -155,6 +155,7 @@ def test_the_models_are_hugging_face_folders(done):
 
 def test_a_second_run_does_nothing(done):
     folder, _ = done
+    assert not list((folder / "out").rglob("_checkpoint*"))  # of use only until a step is finished
     before = _versions(folder)
     started = time.monotonic()
     again = llambert("run", str(folder / "run.yaml"))

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pytest
 
 from llambert.progress import Progress
+from llambert.ray_train import CHECKPOINTS
 from llambert.storage import Folder, Outcome
 from llambert.train import TrainConfig, train
 from tests.tiny_roberta import easy_records, make_tiny_roberta
 
 LABELS = ["negative", "positive"]
-SNAPSHOT = "_checkpoints/*/checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
+SNAPSHOT = f"{CHECKPOINTS}/*/checkpoint_manager_snapshot.json"  # Ray Train's list of checkpoints
 SETTINGS: dict[str, Any] = {
     "epochs": 4,
     "learning_rate": 5e-3,
@@ -29,7 +30,7 @@ SETTINGS: dict[str, Any] = {
     "cpus_per_worker": 1,
     "checkpoint_every_s": 0,
 }
-ONE_WORKER = {"workers": 1, "deepspeed": {"zero_stage": 0}}
+ZERO_0 = {"workers": 2, "deepspeed": {"zero_stage": 0}}
 
 
 def fit(encoder: str, folder: str, records: pa.Table | None = None, **changes) -> Outcome:
@@ -120,14 +121,10 @@ def two_workers(tmp_path_factory) -> dict[str, Any]:
     return {"workers": 2, "deepspeed": {"zero_stage": 3, "config": str(file)}}
 
 
-@pytest.fixture(scope="module")
-def by_one(ray_session, encoder, tmp_path_factory) -> tuple[str, dict[str, Any]]:
-    folder = str(tmp_path_factory.mktemp("one") / "model")
-    return folder, fit(encoder, folder, **ONE_WORKER).details
-
-
-def test_one_worker_learns_and_leaves_a_plain_folder(by_one, encoder):
-    folder, details = by_one
+def test_two_workers_that_share_nothing_out_leave_a_plain_folder(ray_session, encoder, tmp_path):
+    folder = str(tmp_path / "model")
+    details = fit(encoder, folder, **ZERO_0).details
+    assert details["workers"] == 2
     assert min(right(folder).values()) > 0.9
     assert details["validation_accuracy"] > 0.9
     assert details["training_records"] == 256
@@ -137,6 +134,7 @@ def test_one_worker_learns_and_leaves_a_plain_folder(by_one, encoder):
     assert details["records_per_s"] > 0
     names = {path.name for path in Path(folder).iterdir()}
     assert names == {
+        CHECKPOINTS,  # until the step is finished
         "config.json",
         "metrics.json",
         "model.safetensors",
@@ -203,7 +201,7 @@ def test_own_deepspeed_file_class_weights_and_a_second_stage_on_s3(
     assert outcome.details["records_by_label"]["negative"] < 160
     assert outcome.details["deepspeed"]["gradient_accumulation_steps"] == 2
     assert outcome.details["deepspeed"]["bf16"] == {"enabled": True}
-    assert not Folder(first).folders()
+    assert Folder(first).folders() == [CHECKPOINTS]
 
     second = f"{s3}/train/{tmp_path.name}/second"
     changes = {"init_from": first, "epochs": 1, "learning_rate": 1e-6, "freeze_encoder": True}

@@ -93,7 +93,7 @@ def test_another_activation_is_left_as_it_is():
 def test_predictions_are_those_of_one_text_at_a_time(folder, batch_tokens):
     tokenizer, plain = load_tokenizer(folder), load_classifier(folder).eval()
     sequences = tokenize(tokenizer, TEXTS, tokenizer.model_max_length)
-    found = Labeller(folder, batch_tokens=batch_tokens).predict(sequences)
+    found, _ = Labeller(folder, batch_tokens=batch_tokens).predict(sequences)
     expected = [alone(plain, tokens) for tokens in sequences]
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
@@ -161,10 +161,10 @@ folder, wanted = sys.argv[1], int(sys.argv[2])
 labeller = Labeller(folder, batch_tokens=10**9)
 rng = np.random.default_rng(0)
 sequences = [rng.integers(5, 300, 64).astype(np.int32) for _ in range(wanted)]
-few = labeller.predict(sequences[:64])
+few, _ = labeller.predict(sequences[:64])
 size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 150 * 2**20, size + 150 * 2**20))
-found = labeller.predict(sequences)
+found, _ = labeller.predict(sequences)
 assert np.allclose(found[:64], few, atol=1e-5) and (found.sum(1) > 0.99).all()
 print("budget", labeller._budget)
 """

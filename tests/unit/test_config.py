@@ -6,6 +6,7 @@ import pytest
 
 from llambert.config import RunConfig, dump, load
 from llambert.errors import UserError
+from llambert.run_yaml import UNTYPED
 
 RUN = """
 name: films
@@ -48,6 +49,15 @@ def test_uris_stay_as_they_are(write):
     assert config.workdir == "s3://bucket/run"
 
 
+def test_a_file_uri_is_the_path_it_names(write, tmp_path):
+    text = RUN.replace("workdir: out", f"workdir: file://{tmp_path}/out/")
+    text = text.replace("path: films.jsonl", "path: file:///corpus/films.jsonl")
+    config = load(write(text.replace("org/encoder", f"file://{tmp_path}/encoder")))
+    assert config.workdir == str(tmp_path / "out")
+    assert config.corpus.path == "/corpus/films.jsonl"
+    assert config.train.model == str(tmp_path / "encoder")
+
+
 @pytest.mark.parametrize(
     "word", ["yes", "no", "on", "off", "1", "0", "01", "1_0", "1.50", "true", "null", "3e5"]
 )
@@ -63,6 +73,40 @@ def test_aliases_and_examples_are_words_too(write):
     task = load(write(text)).task
     assert task.labels["positive"] == ["yes", "1", "on"]
     assert (task.examples[0].text, task.examples[0].label) == ("12", "yes")
+
+
+TEMPLATE = "annotate.chat_template_kwargs"
+
+
+@pytest.mark.parametrize(
+    ("override", "names"),
+    [
+        (f"{TEMPLATE}={{enable_thinking: no}}", f"{TEMPLATE}.enable_thinking is no"),
+        (f"{TEMPLATE}.enable_thinking=Off", f"{TEMPLATE}.enable_thinking is Off"),
+        (f"{TEMPLATE}={{a: {{b: [1, on]}}}}", f"{TEMPLATE}.a.b is on"),
+        ("annotate={engine_kwargs: {enforce_eager: yes}}", "engine_kwargs.enforce_eager is yes"),
+    ],
+)
+def test_a_word_that_some_take_for_a_boolean_is_refused_where_no_type_is_known(
+    write, override, names
+):
+    with pytest.raises(UserError, match=re.escape(names)):
+        load(write(), [override])
+    (key, value) = override.split("=", 1)
+    if key == TEMPLATE:
+        text = RUN.replace("{engine: rec", f"{{chat_template_kwargs: {value}, engine: rec")
+        with pytest.raises(UserError, match=re.escape(names.removeprefix("annotate."))):
+            load(write(text))
+
+
+def test_what_is_meant_is_taken_where_no_type_is_known(write, tmp_path):
+    given = "annotate.chat_template_kwargs={thinking: false, mode: 'no', on: [1, none]}"
+    config = load(write(), [given, "annotate.structured=no"])
+    meant = {"thinking": False, "mode": "no", "on": [1, "none"]}
+    assert config.annotate.chat_template_kwargs == meant
+    assert config.annotate.structured is False  # a field's type makes a boolean of the word
+    (tmp_path / "again.yaml").write_text(dump(config))
+    assert load(str(tmp_path / "again.yaml")) == config
 
 
 def test_a_bare_label_has_no_aliases(write):
@@ -309,3 +353,10 @@ def test_every_field_is_documented():
         if not field.get("description")
     ]
     assert bare == []
+
+
+def test_every_section_without_types_is_looked_through():
+    schema = RunConfig.model_json_schema()
+    sections = [schema, *schema["$defs"].values()]
+    fields = [item for each in sections for item in each["properties"].items()]
+    assert {name for name, field in fields if field.get("additionalProperties") is True} == UNTYPED

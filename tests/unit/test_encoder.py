@@ -30,6 +30,15 @@ def test_cutting_characters_first_changes_no_token(minilm):
     assert tokenize(tokenizer, [], 128) == []
 
 
+def test_a_head_for_another_number_of_labels_is_refused(tmp_path):
+    three = str(tmp_path / "three")
+    load_classifier(make_tiny_roberta(tmp_path / "bare"), ["a", "b", "c"]).save_pretrained(three)
+    assert load_classifier(three).num_labels == 3
+    assert load_classifier(three, ["x", "y", "z"]).config.id2label[2] == "z"
+    with pytest.raises(UserError, match=r"2 labels: .*classifier\.out_proj\.bias"):
+        load_classifier(three, ["no", "yes"])
+
+
 def test_a_frozen_encoder_leaves_the_head_to_be_trained(minilm, tmp_path):
     def trained(model: str) -> set[str]:
         classifier = load_classifier(model, ["no", "yes"])

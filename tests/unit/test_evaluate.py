@@ -2,7 +2,8 @@
 
 import pyarrow as pa
 
-from llambert.evaluate import EvaluateConfig, Trained, _compare, _mistakes, evaluate
+from llambert.asked import ANNOTATED_GOLD
+from llambert.evaluate import EvaluateConfig, Trained, _agreement, _compare, _mistakes, evaluate
 from llambert.progress import Progress
 from llambert.schema import GOLD
 from llambert.storage import Folder
@@ -53,6 +54,16 @@ def test_without_gold_there_are_no_mistakes_and_nothing_of_an_earlier_evaluation
     )
     assert errors.num_rows == 0
     assert errors.schema == mistakes.schema
+
+
+def test_encoder_and_llm_agree_where_both_gave_a_label():
+    said = [("a", "yes"), ("b", "yes"), ("d", "yes"), ("c", None), ("train:c", "no")]
+    rows = [{"id": i, "text": "", "gold": "no", "label": label} for i, label in said]
+    annotated = pa.Table.from_pylist(rows, schema=ANNOTATED_GOLD)
+    found = _agreement(TABLE, annotated)  # gold says nothing: of a, b and d the encoder has b and d
+    assert found == {"records": 3, "agreement": 2 / 3}
+    assert _agreement(TABLE, annotated.slice(3)) is None
+    assert _agreement(TABLE, annotated.slice(0, 0)) is None
 
 
 def test_every_two_variants_of_a_seed_are_compared_and_each_with_the_llm():

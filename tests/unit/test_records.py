@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from llambert import corpus as corpus_stage
-from llambert import csv_lines, formats
+from llambert import csv_lines, formats, records
 from llambert.datasource import _plan, _read_shares
 from llambert.errors import StageError, UserError
 from llambert.records import (
@@ -320,6 +320,19 @@ def test_truncated_parquet_is_one_refusal_and_the_next_file_is_read(tmp_path):
     got = rows(opened)
     assert got[0] == (-1, None, None, "corrupt_file")
     assert [r[3] for r in got[1:]] == [None] * 10
+
+
+@pytest.mark.parametrize("most", [500, 5])
+def test_many_files_that_cannot_be_read_are_no_obstacle(tmp_path, monkeypatch, most):
+    monkeypatch.setattr(records, "_PEEK_FILES", most)
+    for i in range(30):
+        (tmp_path / f"a-{i:02}.parquet").touch()
+    with pytest.raises(UserError, match=f"none of {min(most, 30)} files.*a-00"):
+        corpus(tmp_path)
+    for i in range(10):
+        write_groups(tmp_path / f"b-{i}.parquet", groups=1)
+    opened = corpus(tmp_path, id="id")
+    assert len(opened.sources) == 40 and opened.id_type == pa.int64()
 
 
 def test_damaged_row_group_costs_only_itself(tmp_path):

@@ -1,11 +1,16 @@
-"""What `llambert status` says of a step that is stale."""
+"""What a step that fails leaves, and what `llambert status` says of one that is stale."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from llambert.config import RunConfig
+from llambert.errors import CountError
+from llambert.pipeline import Pipeline
 from llambert.progress import Progress
+from llambert.ray_train import CHECKPOINTS
 from llambert.step import Step, run_step
 from llambert.storage import Folder, Outcome
 
@@ -65,3 +70,30 @@ def test_an_older_manifest_tells_no_settings(folder):
     path.write_text(json.dumps(manifest))
     stale = step(folder, [SECTION | {"epochs": 5}, "encoder"])
     assert stale.why == "changed: its settings or files"
+
+
+def test_a_training_keeps_its_checkpoints_until_it_is_finished(tmp_path):
+    """One that was killed after its last epoch goes on from there, and has nothing left to do."""
+    (tmp_path / "corpus.txt").write_text("one\ntwo\n")
+    values = {
+        **{"name": "run", "workdir": str(tmp_path / "out"), "sample": {"size": 1}},
+        "task": {"labels": {"no": [], "yes": []}, "prompt": "{text}"},
+        "corpus": {"path": str(tmp_path / "corpus.txt")},
+        "annotate": {"engine": "openai", "model": "an-llm"},
+        "train": {"model": "an/encoder"},
+    }
+    (unit,) = Pipeline(RunConfig.model_validate(values)).steps("train")
+
+    def run(out: int) -> None:
+        (unit.folder / CHECKPOINTS).write_bytes("state", b"weights")
+        outcome = Outcome({"in": 2, "out": out, "dropped": {}})
+        trained = replace(unit, run=lambda progress: outcome, inputs={})
+        with Progress("train", quiet=True) as progress:
+            run_step(trained, progress)
+
+    with pytest.raises(CountError) as lost:
+        run(out=1)
+    assert "'out': 1" in lost.value.message and "again" in lost.value.remedy
+    assert unit.folder.folders() == [CHECKPOINTS] and unit.folder.manifest() is None
+    run(out=2)
+    assert unit.folder.folders() == [] and unit.folder.manifest()

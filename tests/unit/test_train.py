@@ -9,14 +9,13 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from llambert import cluster
 from llambert import train as stage
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings
 from llambert.errors import UserError
 from llambert.finetune import deal
 from llambert.models import check_model
 from llambert.schema import GOLD
-from llambert.storage import Folder, fingerprint
+from llambert.storage import fingerprint
 from llambert.train import TrainConfig, check, required_resources
 from llambert.training_data import content_hash, label_weights, prepared, split
 
@@ -91,34 +90,6 @@ def test_what_a_training_holds():
     config = TrainConfig(workers=4)
     assert required_resources(config, {"CPU": 64}) == {"CPU": 4}
     assert required_resources(config, {"CPU": 64, "GPU": 8}) == {"CPU": 8, "GPU": 4}
-
-
-def test_cpus_are_shared_so_that_all_workers_fit():
-    assert cluster.even_share([2], 1) == 2
-    assert cluster.even_share([2], 2) == 1
-    assert cluster.even_share([5, 1], 2) == 2  # not 3: the second would wait for ever
-    assert cluster.even_share([8, 8], 3) == 4
-    assert cluster.even_share([], 4) == 1
-
-
-@pytest.mark.parametrize("damage", ["torn", "other version", "checkpoint gone", None])
-def test_a_list_of_checkpoints_that_cannot_be_used_is_discarded(tmp_path, damage):
-    import ray
-
-    for name in ("mine", "older"):
-        (tmp_path / name / "checkpoint_1").mkdir(parents=True)
-    snapshot = {
-        "ray_version": "2.0" if damage == "other version" else ray.__version__,
-        "checkpoint_results": [
-            {"checkpoint_dir_name": "gone" if damage == "checkpoint gone" else "checkpoint_1"}
-        ],
-    }
-    text = json.dumps(snapshot)
-    file = tmp_path / "mine" / "checkpoint_manager_snapshot.json"
-    file.write_text(text[:20] if damage == "torn" else text)
-    stage._discard_unusable(Folder(str(tmp_path)), "mine")
-    assert not (tmp_path / "older").exists()
-    assert (tmp_path / "mine").exists() == (damage is None)
 
 
 def test_configs_that_contradict_themselves_are_refused():
