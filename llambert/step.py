@@ -127,8 +127,11 @@ def run_step(step: Step, progress: Progress) -> Manifest:
         CountError: the stage's counts do not add up.
     """
     step.check_inputs()
-    if step.from_scratch and step.folder.manifest():
-        step.folder.remove()
+    if step.folder.manifest():
+        if step.from_scratch:
+            step.folder.remove()
+        elif step.scratch:  # a kill as the step was finished may have left it
+            (step.folder / step.scratch).remove()
     step.folder.unfinish()
     started = time.monotonic()
     outcome = step.run(progress)

@@ -85,9 +85,12 @@ def test_a_training_keeps_its_checkpoints_until_it_is_finished(tmp_path):
     (unit,) = Pipeline(RunConfig.model_validate(values)).steps("train")
 
     def run(out: int) -> None:
-        (unit.folder / CHECKPOINTS).write_bytes("state", b"weights")
-        outcome = Outcome({"in": 2, "out": out, "dropped": {}})
-        trained = replace(unit, run=lambda progress: outcome, inputs={})
+        def train(progress: Progress) -> Outcome:
+            assert "old" not in (unit.folder / CHECKPOINTS).files()
+            (unit.folder / CHECKPOINTS).write_bytes("state", b"weights")
+            return Outcome({"in": 2, "out": out, "dropped": {}})
+
+        trained = replace(unit, run=train, inputs={})
         with Progress("train", quiet=True) as progress:
             run_step(trained, progress)
 
@@ -97,3 +100,7 @@ def test_a_training_keeps_its_checkpoints_until_it_is_finished(tmp_path):
     assert unit.folder.folders() == [CHECKPOINTS] and unit.folder.manifest() is None
     run(out=2)
     assert unit.folder.folders() == [] and unit.folder.manifest()
+
+    (unit.folder / CHECKPOINTS).write_bytes("old", b"weights")  # a kill came before its removal
+    run(out=2)
+    assert unit.folder.folders() == []
