@@ -1,10 +1,12 @@
 """How long a Ray Data execution takes once its actors are ready."""
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from ray import cloudpickle
 from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
@@ -38,6 +40,8 @@ def all_ready() -> Iterator[Callable[[], float]]:
         the last task done, which where it writes is the last file. Of a pool of varying size, the
         actors that it starts with are waited for.
     """
+    # A context goes to the workers, and they need not have this file
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
     context = DataContext.get_current()
     before = context.wait_for_min_actors_s, context.custom_execution_callback_classes
     context.wait_for_min_actors_s = _LOADING_S
