@@ -4,8 +4,18 @@
 
 MODEL is a hub name or a folder; one without a classification head gets a new one, for the speed
 does not depend on its weights. All candidates label the same records with the same model on the
-same cores or GPU, in turns, Parquet in and (the pipeline and vLLM excepted) Parquet out. Loading
-and warming up are left out. Of each peer's settings the best on a part of the records is taken.
+same cores or GPU, in turns.
+
+What is timed: of ours and of Ray's recipe all of reading, tokenizing, labelling and writing, from
+Parquet to Parquet: from the moment that every actor has loaded and has run the model once, with
+nothing read before, to the last file written. (Ray Data would read, and ours tokenize, while the
+actors load; both are held until then.) Of `transformers.pipeline` and vLLM, which have the texts
+in memory and write nothing, from a warm model to the last answer. Records should be enough for a
+minute of work, so that what the first and the last blocks wait for weighs little.
+
+Of each peer's settings the best on a part of the records is taken, with batches growing until two
+sizes in a row are slower than one before; vLLM runs its model both as it is and compiled. A peer
+that fails in a turn has no figure for it, and the turns so far are in the file of `--json`.
 """
 
 import argparse
@@ -13,38 +23,66 @@ import json
 import os
 import statistics
 import tempfile
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from labelling_peers import PEERS, Work, calibrate, matmul_gflops, prepare, run_ours
+from labelling_peers import PEERS, Run, Work, calibrate, free_memory, prepare, run_ours
+from matmul import matmul_gflops
+from provenance import provenance
 
 from llambert.cluster import connection
 
 _FIRST = "ray_recipe_64"  # the recipe as documented
+
+Runs = dict[str, list[float | None]]  # of each candidate its rate in each turn; None: it failed
 
 
 def main() -> None:
     a = _arguments()
     if a.device == "cpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the label stage takes a GPU where Ray has one
+    about = provenance(a)
     with tempfile.TemporaryDirectory() as place, connection():
         work = prepare(a.corpus, a.text, a.model, a.records, a.max_length, a.device, a.dtype, place)
         chosen, tried = calibrate(work, a.peers, a.calibrate)
-        runs: dict[str, list[float]] = {"ours": [], **{name: [] for name in chosen}}
+        runs: Runs = {"ours": [], **{name: [] for name in chosen}}
         paddings: dict[str, float] = {}
-        products = []
+        products: list[float] = []
+        failed: list[str] = []
         for turn in range(a.turns):
-            products.append(matmul_gflops(work))
-            for name, rates in runs.items():
-                rate, paddings[name] = (
-                    run_ours(work, turn) if name == "ours" else chosen[name](work)
-                )
-                rates.append(rate)
-                print(f"turn {turn + 1}: {name:<24} {rate:9.2f} records/s", flush=True)
-    result = summary(work, runs, paddings, products) | {"calibration": tried, "command": vars(a)}
+            free_memory()
+            products.append(matmul_gflops(work.device, work.dtype, work.workers))
+            one_turn(turn, {"ours": partial(run_ours, turn)} | chosen, work, runs, paddings, failed)
+            result = summary(work, runs, paddings, products)
+            result |= {"calibration": tried, "failed": failed} | about
+            if a.json:
+                Path(a.json).write_text(json.dumps(result, indent=2) + "\n")
     print(table(result))
-    if a.json:
-        Path(a.json).write_text(json.dumps(result, indent=2) + "\n")
+
+
+def one_turn(
+    turn: int,
+    candidates: dict[str, Run],
+    work: Work,
+    runs: Runs,
+    paddings: dict[str, float],
+    failed: list[str],
+) -> None:
+    """Add each candidate's rate to `runs` and its padding to `paddings`, or why not to `failed`."""
+    for name, run in candidates.items():
+        free_memory()
+        rate = None
+        try:
+            rate, paddings[name] = run(work)
+            print(f"turn {turn + 1}: {name:<24} {rate:9.2f} records/s", flush=True)
+        except Exception as error:  # hours of the other candidates are not lost for it
+            if name == "ours":
+                raise
+            failed.append(f"turn {turn + 1}: {name}: {type(error).__name__}: {error}")
+            print(failed[-1], flush=True)
+        runs[name].append(rate)
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,49 +97,55 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--calibrate", type=int, default=300, help="records for each setting")
+    parser.add_argument(
+        "--calibrate",
+        type=int,
+        help="records for each setting; by default 256, on GPU 4096 a worker",
+    )
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument("--json", help="write all figures to this file")
+    parser.add_argument("--json", help="write all figures to this file, after each turn")
     return parser.parse_args()
 
 
 def summary(
-    work: Work, runs: dict[str, list[float]], paddings: dict[str, float], products: list[float]
+    work: Work, runs: Runs, paddings: dict[str, float], products: list[float]
 ) -> dict[str, Any]:
-    """The figures of each candidate, and the ratios as medians of the turns' own."""
-    per_record = work.tokens / work.records
+    """The figures of each candidate that ran, and the ratios as medians of the turns' own."""
     figures = {
-        name: {
-            "records_per_s": statistics.median(rates),
-            "tokens_per_s": statistics.median(rates) * per_record,
-            "useful_gflops": statistics.median(rates) * work.gflop / work.records,
-            "padding_share": paddings[name],
-            "runs": rates,
-        }
-        for name, rates in runs.items()
+        name: _figures(work, rates, paddings[name]) for name, rates in runs.items() if any(rates)
     }
     peers = {name: each for name, each in figures.items() if name != "ours"}
     best = max(peers, key=lambda name: peers[name]["records_per_s"], default=None)
-    gflops = [rate * work.gflop / work.records for rate in runs["ours"]]
-
-    def ratio(to: str | None) -> float | None:
-        if to is None:
-            return None
-        return statistics.median(a / b for a, b in zip(runs["ours"], runs[to], strict=True))
-
+    gflops = [rate and rate * work.gflop / work.records for rate in runs["ours"]]
     return {
         "ours": figures["ours"],
         "peers": peers,
         "matmul_gflops": statistics.median(products),
         "matmul_runs": products,
-        "ratio_to_ray_recipe_64": ratio(_FIRST if _FIRST in runs else None),
+        "ratio_to_ray_recipe_64": _ratio(runs["ours"], runs.get(_FIRST)),
         "best_peer": best,
-        "ratio_to_best_peer": ratio(best),
-        "fraction_of_matmul": statistics.median(
-            a / b for a, b in zip(gflops, products, strict=True)
-        ),
+        "ratio_to_best_peer": _ratio(runs["ours"], best and runs[best]),
+        "fraction_of_matmul": _ratio(gflops, products),
         "work": work.describe(),
     }
+
+
+def _figures(work: Work, rates: list[float | None], padding_share: float) -> dict[str, Any]:
+    rate = statistics.median(rate for rate in rates if rate)
+    return {
+        "records_per_s": rate,
+        "tokens_per_s": rate * work.tokens / work.records,
+        "useful_gflops": rate * work.gflop / work.records,
+        "padding_share": padding_share,
+        "runs": rates,
+    }
+
+
+def _ratio(ours: Sequence[float | None], theirs: Sequence[float | None] | None) -> float | None:
+    """The median over the turns that both have run; None where there is none."""
+    pairs = zip(ours, theirs or [None] * len(ours), strict=True)
+    ratios = [a / b for a, b in pairs if a and b]
+    return statistics.median(ratios) if ratios else None
 
 
 def table(result: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """What `label_throughput.py` measures: our label stage and its peers, each as its users run it."""
 
+import gc
+import itertools
 import json
 import os
 import subprocess
@@ -18,14 +20,21 @@ import pyarrow.parquet as pq
 from llambert.corpus import inspect_corpus
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.label import LabelConfig, label
-from llambert.progress import Counter, Progress, RayCounter
+from llambert.progress import Progress
 from llambert.records import CorpusConfig, open_corpus
 from llambert.storage import Folder
 
-_FILES = 8  # of the corpus: the recipe reads a file in one task
-_PRODUCT = 4096  # rows and columns of the matrices multiplied
+_ROWS_A_FILE = 500  # about: the recipe reads a file in one task, and ends a batch with it
+_LARGEST_BATCH = 256  # records
+# Records for each setting and worker: a whole largest batch, on a GPU enough of them for a second.
+_CALIBRATION = {"cpu": _LARGEST_BATCH, "cuda": 16 * _LARGEST_BATCH}
 _VLLM_TIMEOUT_S = 900
+_VLLM_GPU_SHARE = 0.5  # of a card's memory, of which the driver holds some
+# Set by our connection to Ray, for processes that tokenize beside one another; not by users of
+# the peers, whose tokenizers it would keep to one thread.
+_ONE_THREAD = "TOKENIZERS_PARALLELISM"
 
+Setting = int | str  # records in a batch, or how vLLM runs the model
 Run = Callable[["Work"], tuple[float, float]]  # records per second, share of padding
 
 
@@ -56,8 +65,13 @@ class Work:
         """Of all records, padding left out."""
         return sum(self.flop) / 1e9
 
+    @property
+    def files(self) -> int:
+        """As many for each worker, so that all have the same to do."""
+        return self.workers * max(1, self.records // (_ROWS_A_FILE * self.workers))
+
     def describe(self) -> dict[str, Any]:
-        names = ("max_length", "device", "dtype", "workers")
+        names = ("max_length", "device", "dtype", "workers", "files")
         sizes = {"records": self.records, "tokens": self.tokens, "gflop": round(self.gflop, 1)}
         return sizes | {name: getattr(self, name) for name in names}
 
@@ -94,7 +108,7 @@ def prepare(
     workers = torch.cuda.device_count() if device == "cuda" else os.cpu_count() or 1
     flop = tuple(_flop(classifier.config, length) for length in lengths)
     work = Work(place, f"{place}/all", folder, lengths, flop, max_length, device, dtype, workers)
-    _write(texts, work.corpus)
+    _write(texts, work)
     return work
 
 
@@ -105,17 +119,18 @@ def _flop(config: Any, tokens: int) -> float:
     return layers * (linear + 4 * tokens * tokens * width)
 
 
-def _write(texts: list[str], folder: str) -> None:
-    Path(folder).mkdir(parents=True)
+def _write(texts: list[str], work: Work) -> None:
+    """The corpus of `work`, in files of equal size."""
+    Path(work.corpus).mkdir(parents=True)
     table = pa.table({"id": [f"r{i:08d}" for i in range(len(texts))], "text": texts})
-    size = -(-len(texts) // _FILES)
-    for number in range(_FILES):
-        part = table.slice(number * size, size)
-        pq.write_table(part, f"{folder}/{number:02d}.parquet", row_group_size=256)
+    ends = [len(texts) * number // work.files for number in range(work.files + 1)]
+    for number, (start, end) in enumerate(itertools.pairwise(ends)):
+        part = table.slice(start, end - start)
+        pq.write_table(part, f"{work.corpus}/{number:04d}.parquet", row_group_size=256)
 
 
-def _first(work: Work, records: int) -> Work:
-    """The first `records` of `work`."""
+def first(work: Work, records: int) -> Work:
+    """The first `records` of `work`, laid out anew."""
     records = min(records, work.records)
     part = replace(
         work,
@@ -123,83 +138,84 @@ def _first(work: Work, records: int) -> Work:
         lengths=work.lengths[:records],
         flop=work.flop[:records],
     )
-    _write(work.texts()[:records], part.corpus)
+    _write(work.texts()[:records], part)
     return part
 
 
-def run_ours(work: Work, turn: int) -> tuple[float, float]:
-    """The label stage as `llambert run` runs it, from the first actor ready to the last file."""
+def run_ours(turn: int, work: Work) -> tuple[float, float]:
+    """The label stage as `llambert run` runs it, from all actors ready to the last file."""
+    from clock import all_ready
+
     corpus = open_corpus(CorpusConfig(path=work.corpus, format="parquet", id="id"))
     inventory = Folder(f"{work.corpus}-inventory")
     with Progress("label", quiet=True) as progress:
         inspect_corpus(corpus, inventory, Folder(f"{work.corpus}-quarantine"), progress)
-        outcome = label(
-            LabelConfig(dtype=work.dtype),
-            corpus,
-            inventory,
-            work.records,
-            work.model,
-            f"turn {turn}",
-            Folder(f"{work.place}/ours"),
-            progress,
-        )
-    return outcome.details["records_per_s"], outcome.details["padding_share"]
+        with all_ready() as seconds:
+            outcome = label(
+                LabelConfig(dtype=work.dtype),
+                corpus,
+                inventory,
+                work.records,
+                work.model,
+                f"turn {turn}",
+                Folder(f"{work.place}/ours"),
+                progress,
+            )
+    return work.records / seconds(), outcome.details["padding_share"]
 
 
 class Recipe:
     """A class for `map_batches` as Ray's guides to batch inference write it."""
 
-    def __init__(self, model: str, max_length: int, device: str, dtype: str, counter: Counter):
+    def __init__(self, model: str, max_length: int, device: str, dtype: str):
         import torch
         from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-        self._device, self._max_length, self._counter = device, max_length, counter
+        os.environ.pop(_ONE_THREAD, None)
+        self._device, self._max_length = device, max_length
         self._tokenizer = AutoTokenizer.from_pretrained(model)
         self._model = AutoModelForSequenceClassification.from_pretrained(
             model, dtype=getattr(torch, dtype)
         ).to(device)
         self._model.eval()
-        counter.add(0)
+        self._shares(["a film " * max_length])  # ours too has run its model once when it is ready
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        shares = self._shares(list(batch["text"]))
+        return {"id": batch["id"], "label": shares.argmax(1), "confidence": shares.max(1)}
+
+    def _shares(self, texts: list[str]) -> Any:
         import torch
 
         inputs = self._tokenizer(
-            list(batch["text"]),
+            texts,
             padding=True,
             truncation=True,
             max_length=self._max_length,
             return_tensors="pt",
         ).to(self._device)
         with torch.inference_mode():
-            shares = self._model(**inputs).logits.float().softmax(-1).cpu().numpy()
-        self._counter.add(len(shares))
-        return {"id": batch["id"], "label": shares.argmax(1), "confidence": shares.max(1)}
+            return self._model(**inputs).logits.float().softmax(-1).cpu().numpy()
 
 
 def ray_recipe(rows: int, work: Work) -> tuple[float, float]:
-    """The same corpus through `Recipe`, an actor for each core or GPU."""
+    """The same corpus through `Recipe`, an actor for each core or GPU, and timed as ours."""
     import ray
+    from clock import all_ready
 
-    counter = RayCounter()
     # an actor for each core, and one core's worth left for reading, without which nothing starts
     cpus = {"num_cpus": 1 - 1 / work.workers}
-    files = ray.data.read_parquet(work.corpus, override_num_blocks=_FILES)
-    files.map_batches(
-        Recipe,
-        fn_constructor_kwargs={
-            "model": work.model,
-            "max_length": work.max_length,
-            "device": work.device,
-            "dtype": work.dtype,
-            "counter": counter,
-        },
-        batch_size=rows,
-        concurrency=work.workers,
-        **({"num_gpus": 1} if work.device == "cuda" else cpus),
-    ).write_parquet(f"{work.place}/recipe", mode="overwrite")
-    rate = work.records / counter.since_first_report()
-    return rate, _padding(work, rows)
+    settings = ("model", "max_length", "device", "dtype")
+    with all_ready() as seconds:
+        files = ray.data.read_parquet(work.corpus, override_num_blocks=work.files)
+        files.map_batches(
+            Recipe,
+            fn_constructor_kwargs={name: getattr(work, name) for name in settings},
+            batch_size=rows,
+            concurrency=work.workers,
+            **({"num_gpus": 1} if work.device == "cuda" else cpus),
+        ).write_parquet(f"{work.place}/recipe", mode="overwrite")
+    return work.records / seconds(), _padding(work, rows)
 
 
 def _padding(work: Work, rows: int) -> float:
@@ -234,10 +250,9 @@ import json, sys, time
 from vllm import LLM
 from llambert.encoder import load_tokenizer, tokenize
 
-model, dtype, max_length, cuda, texts = json.load(sys.stdin)
-llm = LLM(model=model, runner="pooling", dtype=dtype, max_model_len=max_length,
-          enforce_eager=not cuda, disable_log_stats=True)
-tokenizer = load_tokenizer(model)
+settings, max_length, texts = json.load(sys.stdin)
+llm = LLM(runner="pooling", max_model_len=max_length, disable_log_stats=True, **settings)
+tokenizer = load_tokenizer(settings["model"])
 
 def run(part):
     tokens = tokenize(tokenizer, part, max_length)
@@ -251,84 +266,85 @@ print("records/s", len(texts) / (time.perf_counter() - started))
 """
 
 
-def vllm_classify(_: int, work: Work) -> tuple[float, float]:
-    """vLLM's `LLM.classify` in a process of its own; it batches by itself and pads nothing."""
-    on_cpu = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    what = [work.model, work.dtype, work.max_length, work.device == "cuda", work.texts()]
+def vllm_classify(way: str, work: Work) -> tuple[float, float]:
+    """vLLM's `LLM.classify` in a process of its own; it batches by itself and pads nothing.
+
+    Args:
+        way: 'eager' or 'compiled': how it runs the model.
+    """
+    settings = {"model": work.model, "dtype": work.dtype, "enforce_eager": way == "eager"}
+    environment = {name: value for name, value in os.environ.items() if name != _ONE_THREAD}
+    if work.device == "cuda":
+        settings["gpu_memory_utilization"] = _VLLM_GPU_SHARE
+    else:
+        environment |= {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     done = subprocess.run(
         [sys.executable, "-c", _VLLM],
-        input=json.dumps(what),
+        input=json.dumps([settings, work.max_length, work.texts()]),
         capture_output=True,
         text=True,
         timeout=_VLLM_TIMEOUT_S,
-        env=os.environ | (on_cpu if work.device == "cpu" else {}),
+        env=environment,
     )
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit {done.returncode}"])[-1])
     # among the lines that vLLM writes there too
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("records/s ")]
     return float(said.split()[1]), 0.0
 
 
-# Each peer and the batch sizes, in records, of which it gets its best.
-PEERS: dict[str, tuple[Callable[[int, Work], tuple[float, float]], tuple[int, ...]]] = {
-    "ray_recipe": (ray_recipe, (8, 16, 32, 64, 128, 256)),
-    "pipeline": (pipeline, (1, 8, 32, 64, 256)),
-    "vllm_classify": (vllm_classify, (0,)),
+# Each peer and the settings of which it gets its best; batch sizes in records, smallest first.
+PEERS: dict[str, tuple[Callable[[Any, Work], tuple[float, float]], tuple[Setting, ...]]] = {
+    "ray_recipe": (ray_recipe, (8, 16, 32, 64, 128, _LARGEST_BATCH)),
+    "pipeline": (pipeline, (1, 8, 32, 64, _LARGEST_BATCH)),
+    "vllm_classify": (vllm_classify, ("eager", "compiled")),
 }
 
 
 def calibrate(
-    work: Work, peers: list[str], records: int
+    work: Work, peers: list[str], records: int | None
 ) -> tuple[dict[str, Run], dict[str, float | str]]:
-    """Each peer at its best setting, with the documented recipe in any case; and what was tried."""
-    part = _first(work, records)
+    """Each peer at its best setting, with the documented recipe in any case; and what was tried.
+
+    Args:
+        records: for each setting; None: a whole largest batch for each worker, on a GPU several.
+    """
+    part = first(work, records or _CALIBRATION[work.device] * work.workers)
     tried: dict[str, float | str] = {}
     chosen: dict[str, Run] = {}
     for peer in peers:
-        run, sizes = PEERS[peer]
-        rates = {}
-        for rows in sizes:
-            name = f"{peer}_{rows}" if rows else peer
+        run, settings = PEERS[peer]
+        rates: dict[Setting, float] = {}
+        failed = set()
+        for setting in settings:
+            name = f"{peer}_{setting}"
+            free_memory()
             try:
-                rates[rows], _ = run(rows, part)
-                tried[name] = rates[rows]
+                rates[setting], _ = run(setting, part)
+                tried[name] = rates[setting]
             except Exception as error:  # a peer that does not run here is no reason to stop
+                failed.add(setting)
                 tried[name] = f"{type(error).__name__}: {error}"
             print(f"tried {name:<24} {tried[name]}", flush=True)
-        wanted = {max(rates, key=lambda rows: rates[rows])} if rates else set()
-        wanted |= {64} if peer == "ray_recipe" and 64 in rates else set()
-        for rows in sorted(wanted):
-            chosen[f"{peer}_{rows}" if rows else peer] = partial(run, rows)
+            if past_the_best(list(rates.values())):
+                break
+        wanted = {max(rates, key=lambda setting: rates[setting])} if rates else set()
+        wanted |= {64} - failed if peer == "ray_recipe" and rates else set()
+        for setting in settings:
+            if setting in wanted:
+                chosen[f"{peer}_{setting}"] = partial(run, setting)
     return chosen, tried
 
 
-def matmul_gflops(work: Work) -> float:
-    """The rate of the product of two large matrices, by the faster of the libraries at hand."""
+def past_the_best(rates: list[float]) -> bool:
+    """Whether the last two settings were both slower than one before: larger ones are not tried."""
+    return max(rates[-2:], default=0.0) < max(rates, default=0.0)
+
+
+def free_memory() -> None:
+    """Give a GPU's memory back that a run in this process has left in torch's cache."""
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
-    a, b = (
-        torch.randn(_PRODUCT, _PRODUCT, dtype=getattr(torch, work.dtype), device=work.device)
-        for _ in range(2)
-    )
-    ways = [lambda: a @ b]
-    if work.device == "cpu" and torch.backends.mkldnn.is_available():
-        packed = torch.ops.mkldnn._reorder_linear_weight(b)
-        ways.append(lambda: torch.ops.mkldnn._linear_pointwise(a, packed, None, "none", [], ""))
-    return max(2 * _PRODUCT**3 / _seconds(way, work.device) / 1e9 for way in ways)
-
-
-def _seconds(way: Callable[[], Any], device: str, repeats: int = 5) -> float:
-    import torch
-
-    best = float("inf")
-    for _ in range(repeats + 1):
-        if device == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        way()
-        if device == "cuda":
-            torch.cuda.synchronize()
-        best = min(best, time.perf_counter() - started)
-    return best
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 from paper import NOISE
 from paper_runs import located
+from provenance import provenance
 
 from llambert.cluster import connection
 from llambert.config import RunConfig, load
@@ -54,7 +55,8 @@ def main() -> None:
         print(line)
     if a.json:
         runs = [{"flipped": s, "way": w, "accuracies": v} for (s, w), v in accuracies.items()]
-        Path(a.json).write_text(json.dumps({"runs": runs, "command": vars(a)}, indent=2) + "\n")
+        result = {"runs": runs} | provenance(a)
+        Path(a.json).write_text(json.dumps(result, indent=2) + "\n")
 
 
 def _arguments() -> argparse.Namespace:

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from paper import COLUMNS, TABLE
 from paper_runs import both_run, do, extra_run, located, train_run
+from provenance import provenance
 
 from llambert.config import RunConfig, load
 from llambert.interval import student_interval, wilson_interval
@@ -52,7 +53,7 @@ def main() -> None:
     for line in table(columns, claims, TABLE.get(a.paper)):
         print(line)
     if a.json:
-        figures = {"columns": columns, "claims": claims, "command": vars(a)}
+        figures = {"columns": columns, "claims": claims} | provenance(a)
         Path(a.json).write_text(json.dumps(figures, indent=2) + "\n")
 
 

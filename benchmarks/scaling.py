@@ -3,8 +3,10 @@
     python benchmarks/scaling.py --model llambert/demo/mini-roberta --png scaling.png
 
 Short invented records go through the corpus stage and the label stage, each size and number of
-workers in a process and a Ray of its own. Twice a second its memory is read: of the driver and of
-the largest worker what they share with nobody (USS), of the object store what is in use.
+workers in a process and a Ray of its own. Twice a second its memory is read: of the driver, of the
+largest worker and of all workers what they share with nobody (USS), of the object store what is in
+use. Printed at the end is what changes from the last but one size to the largest: with the sizes
+by default from 100,000 to 1,000,000 records.
 """
 
 import argparse
@@ -19,6 +21,7 @@ from typing import Any
 
 import psutil
 import pyarrow as pa
+from provenance import provenance
 
 from llambert.demo.writing import write_review
 from llambert.schema import SAMPLE
@@ -27,7 +30,7 @@ from llambert.storage import Folder
 _CHARACTERS = 80  # of each record
 _ROWS_A_FILE = 50_000
 _EVERY_S = 0.5
-_PARTS = ("driver", "worker", "object_store")
+_PARTS = ("driver", "largest_worker", "all_workers", "object_store")
 
 _DRIVER = """
 import json, sys
@@ -61,8 +64,13 @@ def main() -> None:
                 rows.append(_measure(f"{place}/{records}-{workers}", corpus, a.model, workers))
                 rows[-1] |= {"records": records, "workers": workers}
                 print(_line(rows[-1]), flush=True)
+    grown = growth(rows)
+    for each in grown:
+        changes = ", ".join(f"{name} {share:+.1%}" for name, share in each["change"].items())
+        print(f"{each['from']:,} to {each['to']:,} records, {each['workers']} workers: {changes}")
     if a.json:
-        Path(a.json).write_text(json.dumps({"runs": rows, "command": vars(a)}, indent=2) + "\n")
+        result = {"runs": rows, "growth": grown} | provenance(a)
+        Path(a.json).write_text(json.dumps(result, indent=2) + "\n")
     if a.png:
         _draw(rows, a.png)
 
@@ -89,25 +97,51 @@ def _write(corpus: str, records: int) -> None:
 
 def _measure(place: str, corpus: str, model: str, workers: int) -> dict[str, Any]:
     """Throughput, and the memory of each part over time in MiB."""
-    command = [sys.executable, "-c", _DRIVER, place, corpus, model, str(workers)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    started, series = time.monotonic(), defaultdict(list)
-    while process.poll() is None:
-        series["seconds"].append(round(time.monotonic() - started, 1))
-        for part, size in _memory(process.pid).items():
-            series[part].append(round(size / 2**20, 1))
-        time.sleep(_EVERY_S)
-    said, errors = process.communicate()
-    if process.returncode:
-        raise SystemExit(errors)
+    said, series = watch([sys.executable, "-c", _DRIVER, place, corpus, model, str(workers)])
     (told,) = [line for line in said.splitlines() if line.startswith("details ")]
     details = json.loads(told.removeprefix("details "))
     peaks = {part: max(series[part]) for part in _PARTS}
-    return {"records_per_s": details["records_per_s"], "peak_mib": peaks, "series": dict(series)}
+    return {"records_per_s": details["records_per_s"], "peak_mib": peaks, "series": series}
+
+
+def watch(command: list[str]) -> tuple[str, dict[str, list[float]]]:
+    """What a command prints, and over time the seconds and the MiB of each part."""
+    # files, for a full pipe would stop it
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(command, stdout=said, stderr=errors)
+        started, series = time.monotonic(), defaultdict(list)
+        while process.poll() is None:
+            series["seconds"].append(round(time.monotonic() - started, 1))
+            for part, size in _memory(process.pid).items():
+                series[part].append(round(size / 2**20, 1))
+            time.sleep(_EVERY_S)
+        for file in (said, errors):
+            file.seek(0)
+        if process.returncode:
+            raise SystemExit(errors.read())
+        return said.read(), dict(series)
+
+
+def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """From the last but one size to the largest: the change of peaks and rate, as shares."""
+    sizes = sorted({row["records"] for row in rows})[-2:]
+    if len(sizes) < 2:
+        return []
+    found = []
+    for workers in sorted({row["workers"] for row in rows}):
+        small, large = (
+            next(r for r in rows if (r["records"], r["workers"]) == (size, workers))
+            for size in sizes
+        )
+        pairs = {part: (small["peak_mib"][part], large["peak_mib"][part]) for part in _PARTS}
+        pairs["records_per_s"] = (small["records_per_s"], large["records_per_s"])
+        change = {name: b / a - 1 for name, (a, b) in pairs.items() if a}
+        found.append({"workers": workers, "from": sizes[0], "to": sizes[1], "change": change})
+    return found
 
 
 def _memory(driver: int) -> dict[str, int]:
-    """Bytes of the driver, of its largest worker and of the object store, as they are now."""
+    """Bytes of each part, as they are now."""
     found = dict.fromkeys(_PARTS, 0)
     for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
         try:
@@ -115,7 +149,9 @@ def _memory(driver: int) -> dict[str, int]:
             if process.pid == driver:
                 found["driver"] = process.memory_full_info().uss
             elif name.startswith("ray::"):
-                found["worker"] = max(found["worker"], process.memory_full_info().uss)
+                size = process.memory_full_info().uss
+                found["largest_worker"] = max(found["largest_worker"], size)
+                found["all_workers"] += size
             elif name.endswith("raylet"):  # the object store lives in it, as shared memory
                 found["object_store"] = process.memory_info().shared
         except psutil.Error:  # it has just ended
@@ -124,7 +160,9 @@ def _memory(driver: int) -> dict[str, int]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    peaks = ", ".join(f"{part} {row['peak_mib'][part]:,.0f} MiB" for part in _PARTS)
+    peaks = ", ".join(
+        f"{part.replace('_', ' ')} {row['peak_mib'][part]:,.0f} MiB" for part in _PARTS
+    )
     return (
         f"{row['records']:>9,} records, {row['workers']} workers: "
         f"{row['records_per_s']:8,.1f} records/s; peaks: {peaks}"

@@ -206,6 +206,7 @@ class Labeller:
         config = classifier.config
         self._forward = Forward(classifier, tokenizer.pad_token_id)
         self._budget = batch_tokens or find_budget(self._forward, config, longest)
+        self.predict([longest])  # a first pass is slow, and no part of the work
         self._probabilities = probabilities
         self._counter = counter
         if counter is not None:

@@ -130,6 +130,23 @@ def test_the_counter_hears_of_readiness_then_of_records_tokens_and_padding(folde
     assert figures["device_seconds"] > 0
 
 
+def test_a_labeller_has_run_its_model_before_it_is_ready(folder):
+    from torch.nn.modules.module import register_module_forward_hook
+
+    events: list[str] = []
+
+    class Heard:
+        def add(self, records, **figures):
+            events.append("ready")
+
+    hook = register_module_forward_hook(lambda module, *_: events.append(type(module).__name__))
+    try:
+        Labeller(folder, batch_tokens=100, counter=Heard())  # a given budget is not measured
+    finally:
+        hook.remove()
+    assert "RobertaModel" in events[: events.index("ready")]
+
+
 def test_a_budget_is_measured_once_and_remembered_for_the_shape_of_model(folder, cache):
     model = load_classifier(folder)
     config = model.config
