@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from llambert.progress import Progress
-from llambert.step import Step, run_step
+from llambert.step import Step, check_writable, run_step
 from llambert.storage import Folder, Outcome
 
 SECTION = {"epochs": 3, "learning_rate": 1e-5, "betas": (0.9, 0.99), "classes": {"a": [], "b": []}}
@@ -65,3 +65,18 @@ def test_an_older_manifest_tells_no_settings(folder):
     path.write_text(json.dumps(manifest))
     stale = step(folder, [SECTION | {"epochs": 5}, "encoder"])
     assert stale.why == "changed: its settings or files"
+
+
+def test_two_who_try_a_workdir_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """Another process begins and ends its own trial in the middle of ours."""
+    workdir, write, inside = Folder(str(tmp_path)), Folder.write_bytes, []
+
+    def meanwhile(folder: Folder, name: str, data: bytes) -> None:
+        write(folder, name, data)
+        if not inside:
+            inside.append(name)
+            check_writable(workdir)
+
+    monkeypatch.setattr(Folder, "write_bytes", meanwhile)
+    check_writable(workdir)
+    assert inside and not list(tmp_path.iterdir())
