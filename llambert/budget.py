@@ -1,5 +1,6 @@
 """How many tokens of a forward pass give most throughput on this device: measured, remembered."""
 
+import importlib.metadata
 import math
 import time
 from collections.abc import Sequence
@@ -16,6 +17,9 @@ _ENOUGH_S = 10.0  # no larger budget is tried after so long
 # of one sequence do not show.
 _GAIN = {"cpu": 1.05, "cuda": 1.02}
 _MEMORY_SHARE = 0.9  # of the device's
+_MEASUREMENTS = (
+    3  # by so many starts, of which each budget's best counts: others may have disturbed
+)
 
 
 def find_budget(forward: Forward, config: Any, longest: Tokens) -> int:
@@ -23,7 +27,9 @@ def find_budget(forward: Forward, config: Any, longest: Tokens) -> int:
 
     Budgets double from a small one for as long as that pays; each is measured on copies of
     `longest`, for long sequences take most memory. A machine remembers the result, in the folder
-    `budgets` of `machine_cache()`, for each shape of model, length, device and dtype.
+    `budgets` of `machine_cache()`, for each shape of model, length, device, dtype and version of
+    PyTorch and this package. The first few starts measure, for a single one may have been slowed
+    down by what started beside it.
 
     Args:
         config: the model's Hugging Face config.
@@ -31,25 +37,31 @@ def find_budget(forward: Forward, config: Any, longest: Tokens) -> int:
     """
     device, known = _device_name(forward), Folder(machine_cache()) / "budgets"
     shape = {name: value for name, value in config.to_dict().items() if isinstance(value, int)}
-    key = fingerprint(
-        [config.model_type, shape, device, str(forward.dtype), forward.padded, len(longest)]
-    )
+    software = [importlib.metadata.version(name) for name in ("llambert", "torch")]
+    of_forward = [device, str(forward.dtype), forward.padded]
+    key = fingerprint([config.model_type, shape, *of_forward, len(longest), software])
+    before: dict[str, Any] = {"rates": {}, "measured": 0}
     if known.exists(f"{key}.json"):
-        return known.read_json(f"{key}.json")["batch_tokens"]
-    rates = measure(forward, longest)
+        before = known.read_json(f"{key}.json")
+    if before["measured"] >= _MEASUREMENTS:
+        return int(before["batch_tokens"])
+    rates = {int(budget): rate for budget, rate in before["rates"].items()}
+    for budget, rate in measure(forward, longest).items():
+        rates[budget] = max(rate, rates.get(budget, 0.0))
     gain = _GAIN[forward.device.type]
     best = min(budget for budget, rate in rates.items() if rate * gain >= max(rates.values()))
-    known.write_json(f"{key}.json", {"batch_tokens": best, "device": device, "rates": rates})
+    found = {"batch_tokens": best, "device": device, "rates": rates}
+    known.write_json(f"{key}.json", found | {"measured": before["measured"] + 1})
     return best
 
 
 def measure(forward: Forward, longest: Tokens) -> dict[int, float]:
-    """Tokens per second under each budget that was tried, smallest first."""
+    """Tokens per second under each budget that was tried, one at least, smallest first."""
     (least, most), gain = _CANDIDATES[forward.device.type], _GAIN[forward.device.type]
     rates: dict[int, float] = {}
     used: list[tuple[int, int]] = []  # tokens and bytes on the device, of each budget
     started, budget = time.monotonic(), least
-    while budget <= most and time.monotonic() - started < _ENOUGH_S:
+    while budget <= most and (not rates or time.monotonic() - started < _ENOUGH_S):
         if not fits(used, budget, _memory(forward)):
             break
         count = max(budget // len(longest), 1)

@@ -213,22 +213,30 @@ for _name, _summary_line in {
 @_config
 @_settings
 @click.option("--model", metavar="FOLDER", help="Encoder that labels; by default the run's best.")
+@click.option("--publish", metavar="[MODEL/]N", help="Only publish night N, which is held back.")
 @click.option(
-    "--publish", "held", metavar="[MODEL/]N", help="Only publish night N, which is held back."
+    "--discard", metavar="[MODEL/]N", help="Only have the files of night N, held back, new again."
 )
-def nightly(config: str, overrides: tuple[str, ...], model: str | None, held: str | None) -> None:
+def nightly(
+    config: str, overrides: tuple[str, ...], model: str | None, **verdict: str | None
+) -> None:
     """Label the files that are new or changed since the last night of the same model.
 
     A night whose labels look unlike those before is held back: exit code 3.
     """
     from llambert.config import load
     from llambert.errors import DriftError
-    from llambert.nightly import Nights, publish
+    from llambert.nightly import Nights
+    from llambert.nightly_verdict import discard, publish
     from llambert.progress import duration
 
     started = time.monotonic()
-    if held is not None:
-        click.echo(f"published night {held}: {publish(load(config, overrides), held, model).uri}/")
+    chosen = {how: number for how, number in verdict.items() if number is not None}
+    if len(chosen) > 1:
+        raise click.UsageError("a night is either published or discarded")
+    for how, number in chosen.items():
+        decide = publish if how == "publish" else discard
+        click.echo(f"{how}ed night {number}: {decide(load(config, overrides), number, model).uri}/")
         return
     nights = Nights(load(config, overrides), model)
     done = nights.label()
@@ -247,7 +255,8 @@ def nightly(config: str, overrides: tuple[str, ...], model: str | None, held: st
             "look at the labels, which are kept; this publishes them: "
             + ", ".join(
                 f"`{shlex.join(words)} --publish {n.number}` ({n.folder.uri}/)" for n in wrong
-            ),
+            )
+            + "; --discard in its place has their files labelled again",
         )
 
 

@@ -28,6 +28,10 @@ class UserError(LlambertError, ValueError):
     exit_code = 2
 
 
+class NoFilesError(UserError):
+    """There is nothing at a path: a wrong one, or a folder that has been emptied."""
+
+
 class StageError(LlambertError):
     """A stage could not finish although its input was acceptable."""
 

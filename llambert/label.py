@@ -138,9 +138,12 @@ def label(
 
 
 def _speed(records: int, progress: Progress) -> dict[str, float]:
-    """What labelling took, from the first actor ready to the last file written."""
+    """What labelling took, from the first actor ready to the last file written.
+
+    Nothing where nothing was labelled now, or the count was lost with the node that kept it.
+    """
     seconds, sums = progress.since_first_report(), progress.figures()
-    if not records or not sums.get("cells"):
+    if not records or not seconds or not sums or not sums.get("cells"):
         return {}
     return {
         "records_per_s": round(records / seconds, 3),

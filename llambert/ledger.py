@@ -1,9 +1,10 @@
 """Which files of the corpus are labelled, and in which state each was when it was."""
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -96,11 +97,24 @@ class Ledger:
         Args:
             night: The last night that the ledger now has.
         """
-        schema = _SCHEMA.with_metadata({_NIGHT: str(night)})
         uris = pa.array([entry.uri for entry in added], pa.string())
+        self._write(lambda table: pc.is_in(table["uri"], value_set=uris), added, night)
+
+    def forget(self, night: int) -> None:
+        """Take out the files that this night labelled last, so that they are new again."""
+        if last := self.last_night():
+            self._write(lambda table: pc.equal(table["night"], night), [], last)
+
+    def knows(self, prefix: str) -> bool:
+        """Whether a file that was labelled has a URI that begins so."""
+        return any(pc.any(pc.starts_with(t["uri"], prefix)).as_py() for t in self._tables())
+
+    def _write(self, out: Callable[[pa.Table], Any], added: list[Entry], last: int) -> None:
+        """Write the ledger anew, without the rows for which `out` is true."""
+        schema = _SCHEMA.with_metadata({_NIGHT: str(last)})
         with replacing(self._folder, LEDGER, schema) as writer:
             for table in self._tables():
-                kept = table.filter(pc.invert(pc.is_in(table["uri"], value_set=uris)))
+                kept = table.filter(pc.invert(out(table)))
                 writer.write_table(kept.replace_schema_metadata(schema.metadata))
             for start in range(0, len(added), _GROUP_ROWS):
                 columns = zip(*map(astuple, added[start : start + _GROUP_ROWS]), strict=True)
@@ -117,7 +131,8 @@ class Ledger:
         if not self._folder.exists(LEDGER):
             return
         with self._folder.fs.open(self._folder.path(LEDGER), "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(_GROUP_ROWS):
+            # by default all of the file is read ahead
+            for batch in pq.ParquetFile(file, pre_buffer=False).iter_batches(_GROUP_ROWS):
                 yield pa.Table.from_batches([batch])
 
 

@@ -18,18 +18,19 @@ from llambert import cluster
 from llambert.config import RunConfig
 from llambert.corpus import inspect_corpus
 from llambert.drift import Profile, reasons, shifts, together
-from llambert.errors import StageError, UserError
+from llambert.errors import NoFilesError, StageError, UserError
 from llambert.label import CHECKPOINT, label
 from llambert.lease import Lease
 from llambert.ledger import Entry, Ledger, entries
 from llambert.nightly_model import find_model, weights_version
 from llambert.progress import Progress
-from llambert.records import Corpus, Source, open_corpus
+from llambert.records import Corpus, Source, common_folder, open_corpus
 from llambert.step import Step, check_writable, output, run_step, versions
 from llambert.storage import Folder, Manifest, Outcome, fingerprint
 from llambert.workdir import Workdir
 
 PUBLISHED = "_SUCCESS"  # as Spark and Hadoop mark a folder that is whole, for sensors to wait for
+DISCARDED = "_DISCARDED"  # the night's files are new again
 _SOURCES = "sources.json"  # the night's files as they were when it began
 _REFERENCE_NIGHTS = 7  # so that no weekday is missing
 _READERS = 16  # files of labels read at once
@@ -83,10 +84,10 @@ class Nights:
         return self._ledger.last_night()
 
     def waiting(self) -> list[int]:
-        """The numbers of the nights that are held back and not published since."""
+        """The numbers of the nights that are held back, not published or discarded since."""
         manifest = self._night(self.last).manifest()
         known = manifest.details["waiting"] if manifest else []
-        return [number for number in known if not self._night(number).exists(PUBLISHED)]
+        return [number for number in known if undecided(self._night(number))]
 
     def label(self) -> list[Night]:
         """Label the files that are new or changed; Ray is started only where there are any.
@@ -103,8 +104,10 @@ class Nights:
             StageError: the store failed, or the model was changed meanwhile.
         """
         with Lease(self.folder):
-            corpus = open_corpus(self._config.corpus)
-            self._repair(corpus)
+            self._repair()
+            corpus = self._corpus()
+            if corpus is None:
+                return []
             self._check_columns(corpus)
             resumed = self._unfinished(corpus)
             job = resumed or self._begin(corpus)
@@ -116,19 +119,29 @@ class Nights:
                 return [*done, self._do(further)] if further else done
 
     def _night(self, number: int) -> Folder:
-        return self.folder / _folder_name(number)
+        return self.folder / folder_name(number)
 
     def _numbers(self) -> list[int]:
         """Of the nights begun, in order."""
         found = [re.fullmatch(r"night-(\d+)", name) for name in self.folder.folders()]
         return sorted(int(match[1]) for match in found if match)
 
-    def _repair(self, corpus: Corpus) -> None:
+    def _corpus(self) -> Corpus | None:
+        """The corpus; None where its files have all been moved away since they were labelled."""
+        try:
+            return open_corpus(self._config.corpus)
+        except NoFilesError:
+            # else the path may be a wrong one, and nothing would ever be labelled
+            if self._ledger.knows(common_folder(self._config.corpus.paths)):
+                return None
+            raise
+
+    def _repair(self) -> None:
         """Conclude a night that was killed between its manifest and its last file."""
         number = max(self._numbers(), default=0)
         manifest = self._night(number).manifest()
         if manifest and not self._concluded(number, manifest):
-            self._conclude(self._frozen(number, corpus), manifest)
+            self._conclude(number, self._frozen(number)[1], manifest)
 
     def _check_columns(self, corpus: Corpus) -> None:
         manifest = self._night(self.last).manifest()
@@ -139,8 +152,8 @@ class Nights:
                 "set these as they were, or give the nights that follow another workdir",
             )
 
-    def _frozen(self, number: int, corpus: Corpus) -> _Job:
-        """A night that was begun, with its files as they were then."""
+    def _frozen(self, number: int) -> tuple[tuple[Source, ...], list[Entry], dict[str, int]]:
+        """The files of a night that was begun, as they were then: as in `_Job`."""
         found = self._night(number).read_json(_SOURCES)
         sources, rows = [], []
         for each in found["sources"]:
@@ -148,15 +161,17 @@ class Nights:
             source = Source(**each)
             sources.append(source)
             rows.append(Entry(source.uri, source.size, source.version, digest, number))
-        return _Job(number, replace(corpus, sources=tuple(sources)), rows, found["files"])
+        return tuple(sources), rows, found["files"]
 
     def _unfinished(self, corpus: Corpus) -> _Job | None:
         """The night that was begun last, if it is not finished and its files are as they were."""
         number = max(self._numbers(), default=0)
         if number <= self.last or not self._night(number).exists(_SOURCES):
             return None
-        job = self._frozen(number, corpus)
-        return job if set(job.corpus.sources) <= set(corpus.sources) else None
+        sources, rows, files = self._frozen(number)
+        if not set(sources) <= set(corpus.sources):
+            return None
+        return _Job(number, replace(corpus, sources=sources), rows, files)
 
     def _begin(self, corpus: Corpus) -> _Job | None:
         """Choose and freeze the files of a further night; None where there are none."""
@@ -201,7 +216,7 @@ class Nights:
             versions=versions(),
         )
         folder.finish(manifest)
-        self._conclude(job, manifest)
+        self._conclude(job.number, job.entries, manifest)
         return Night(job.number, folder, manifest)
 
     def _steps(self, job: _Job) -> tuple[Manifest, Manifest]:
@@ -285,56 +300,20 @@ class Nights:
         held = manifest.details["held"]
         return number <= self.last and bool(held or self._night(number).exists(PUBLISHED))
 
-    def _conclude(self, job: _Job, manifest: Manifest) -> None:
+    def _conclude(self, number: int, rows: list[Entry], manifest: Manifest) -> None:
         """What follows a night's manifest; may be done twice."""
-        self._ledger.write(job.entries, job.number)
+        self._ledger.write(rows, number)
         if not manifest.details["held"]:
-            self._night(job.number).write_bytes(PUBLISHED, b"")
+            self._night(number).write_bytes(PUBLISHED, b"")
 
 
-def publish(config: RunConfig, night: str, model: str | None = None) -> Folder:
-    """Publish a night that is held back; returns its folder.
-
-    It is looked for among all models' nights, as the run's model may have been trained anew since.
-
-    Args:
-        night: Its number, or `MODEL/NUMBER` with the name of a folder in `workdir/nightly/`.
-        model: Folder of the encoder that labelled it.
-
-    Raises:
-        UserError: no such night, or not finished, or one of each of several models; no access to
-            the workdir.
-    """
-    named = re.fullmatch(r"(?:([^/]+)/)?(\d+)", night)
-    if not named:
-        raise UserError(
-            f"--publish {night!r} names no night",
-            "give its number, such as 7, or MODEL/7 with a folder of nightly/ in the workdir",
-        )
-    check_writable(Workdir(config.workdir))
-    home, number = Workdir(config.workdir) / "nightly", int(named[2])
-    given = [find_model(config, model).id] if model else [named[1]] if named[1] else None
-    nights = {name: home / name / _folder_name(number) for name in given or home.folders()}
-    finished = {name: folder for name, folder in nights.items() if folder.manifest()}
-    held = {name: folder for name, folder in finished.items() if not folder.exists(PUBLISHED)}
-    found = held or finished
-    if not found:
-        raise UserError(
-            f"there is no finished night {number} in {home.uri!r}",
-            "`llambert nightly CONFIG` names the nights that are held back",
-        )
-    if len(found) > 1:
-        raise UserError(
-            f"{len(found)} models have a night {number}: {', '.join(found)}",
-            f"name the model too, such as --publish {next(iter(found))}/{number}",
-        )
-    (folder,) = found.values()
-    folder.write_bytes(PUBLISHED, b"")
-    return folder
-
-
-def _folder_name(number: int) -> str:
+def folder_name(number: int) -> str:
     return f"night-{number:04d}"
+
+
+def undecided(night: Folder) -> bool:
+    """Whether a finished night is held back and nobody has said what becomes of it."""
+    return not (night.exists(PUBLISHED) or night.exists(DISCARDED))
 
 
 def _columns(corpus: Corpus) -> str:

@@ -4,8 +4,8 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.live import Live
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 _LIVE_S = 0.5  # seconds between two looks at the counter
 _LOG_S = 5.0  # seconds between two plain lines in a log
+
+Answer = TypeVar("Answer")
 
 
 class Counter(Protocol):
@@ -158,17 +160,33 @@ class Progress:
         """Records per second of the workers, from their first report to their last.
 
         Start-up is left out, and so are the records of the first report. None where fewer than
-        two reports came.
+        two reports came, or the count was lost.
         """
-        return self._remote.read()[1] if self._remote else None
+        found = self._asked(lambda counter: counter.read())
+        return found[1] if found else None
 
-    def since_first_report(self) -> float:
-        """Seconds since the first of the workers reported; 0 where none has."""
-        return self._remote.since_first_report() if self._remote else 0.0
+    def since_first_report(self) -> float | None:
+        """Seconds since the first of the workers reported; None where none has, or it is lost."""
+        return self._asked(lambda counter: counter.since_first_report()) or None
 
-    def figures(self) -> dict[str, float]:
-        """Sums of what the workers reported beside their records."""
-        return self._remote.figures() if self._remote else {}
+    def figures(self) -> dict[str, float] | None:
+        """Sums of what the workers reported beside their records; None where they are lost."""
+        return self._asked(lambda counter: counter.figures()) if self._remote else {}
+
+    def _asked(self, ask: Callable[[RayCounter], Answer]) -> Answer | None:
+        """What the workers' counter says; None where there is none.
+
+        The counter dies with its node, and work that is done must not fail for its figures.
+        """
+        if self._remote is None:
+            return None
+        from ray.exceptions import RayError
+
+        try:
+            return ask(self._remote)
+        except RayError as error:
+            log.warning("how fast %s was is not known: its counter is lost (%s)", self.stage, error)
+            return None
 
     def line(self) -> str:
         """The progress as one line of text.

@@ -2,7 +2,7 @@
 
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -104,11 +104,11 @@ def list_sources(config: CorpusConfig) -> list[Source]:
         UserError: a path that does not exist or holds no file.
     """
     found = list_files(config.paths)
-    base = _common_folder(config.paths, {entry["uri"] for entry in found})
+    base = common_folder(config.paths, {entry["uri"] for entry in found})
     return [Source(**entry, name=entry["uri"].removeprefix(base)) for entry in found]
 
 
-def _common_folder(paths: list[str], files: set[str]) -> str:
+def common_folder(paths: list[str], files: Collection[str] = ()) -> str:
     """The deepest folder that holds all of `paths`, with its slash: made ids are relative to it.
 
     It hangs on the configured paths alone, so that ids stay when files are added.

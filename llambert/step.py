@@ -4,6 +4,7 @@ import importlib.metadata
 import reprlib
 import subprocess
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, wraps
@@ -161,14 +162,15 @@ def run_step(step: Step, progress: Progress) -> Manifest:
 
 
 def check_writable(workdir: Folder) -> None:
-    """Write a file to the workdir and remove it.
+    """Write a file of a name of its own to the workdir and remove it: others may be at it too.
 
     Raises:
         UserError: it cannot be written to.
     """
+    probe = f"{_PROBE}.{uuid.uuid4().hex}"
     try:
-        workdir.write_bytes(_PROBE, b"")
-        workdir.fs.rm_file(workdir.path(_PROBE))
+        workdir.write_bytes(probe, b"")
+        workdir.fs.rm_file(workdir.path(probe))
     except Exception as error:  # whatever the store's driver raises, the remedy is the same
         raise UserError(
             f"cannot write to the workdir {workdir.uri!r}: {error}",

@@ -19,7 +19,7 @@ import pyarrow.fs
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 
-from llambert.errors import UserError
+from llambert.errors import NoFilesError, UserError
 
 MANIFEST = "manifest.json"
 _WHOLE_HASH_BYTES = 64 * 2**20  # a larger file is fingerprinted by its size and its two ends
@@ -310,8 +310,9 @@ def list_files(uris: Iterable[str], suffixes: tuple[str, ...] = ()) -> list[dict
     Names that start with '.' or '_' are skipped, as Parquet writers expect.
 
     Raises:
-        UserError: a path that does not exist or may not be read, or holds no file with one of
-            `suffixes`; a store that does not answer.
+        NoFilesError: a path that does not exist, or holds nothing.
+        UserError: one that may not be read, or holds no file with one of `suffixes`; a store that
+            does not answer.
     """
     found: dict[str, dict[str, Any]] = {}
     for uri in uris:
@@ -319,7 +320,10 @@ def list_files(uris: Iterable[str], suffixes: tuple[str, ...] = ()) -> list[dict
         with _reachable(uri):
             entries = _entries(fs, path)
         if not entries:
-            raise UserError(f"no such path: {uri!r}", "check the path, or the access to its store")
+            raise NoFilesError(
+                f"no such path, or no file in it: {uri!r}",
+                "check the path, or the access to its store",
+            )
         named = [e for e in entries if not suffixes or e["name"].lower().endswith(suffixes)]
         if not named:
             raise UserError(

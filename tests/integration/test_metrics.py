@@ -58,3 +58,17 @@ def test_what_a_stage_did_is_there_to_be_scraped(ray_session, tmp_path):
     while (found := scrape("scraped")) != EXPECTED:
         assert time.monotonic() < deadline, found
         time.sleep(0.5)
+
+
+def test_a_counter_that_was_killed_costs_the_figures_alone(ray_session):
+    import ray
+
+    progress = Progress("label", quiet=True)
+    progress.begin(10, "labelling")
+    counter = progress.ray_counter()
+    counter.add(0)
+    counter.add(4, tokens=20)
+    assert progress.figures() == {"tokens": 20}
+    ray.kill(counter._total)
+    counter.add(4, tokens=20)  # the workers notice nothing
+    assert progress.figures() is progress.rate() is progress.since_first_report() is None

@@ -95,7 +95,9 @@ def rows(night: Path) -> Counter[str]:
 
 
 def files(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    """When each file was written, but for the lease."""
+    found = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "_lock"]
+    return {str(path): path.stat().st_mtime_ns for path in found}
 
 
 def test_the_first_night_labels_all_and_a_second_process_is_refused(folder):
@@ -236,6 +238,14 @@ def test_a_night_without_one_good_record_is_held(folder, other_model):
     assert held.returncode == 3, held.stdout + held.stderr
     assert "night 3 looks wrong: not one of its records is good" in held.stderr
     assert "null_text 2" in held.stdout
+    assert "--discard in its place" in held.stderr
+
+    discarded = nightly(folder, "--model", other_model, "--discard", "3")
+    assert discarded.returncode == 0, discarded.stderr
+    assert discarded.stdout.startswith("discarded night 3: ")
+    (folder / "corpus" / "g.parquet").unlink()
+    later = nightly(folder, "--model", other_model)
+    assert "Nothing new since night 3." in later.stdout and "held back" not in later.stdout
 
 
 def test_nights_on_s3(folder, other_model, s3):
@@ -261,6 +271,8 @@ def test_what_cannot_be_is_said_in_one_message(folder):
         "with another corpus.id": ["--set", "corpus.id=text"],
         "the task's labels are": ["--set", "task.labels={bad: [], good: []}"],
         "no finished night 9": ["--publish", "9"],
+        "--discard 'x' names no night": ["--discard", "x"],
+        "either published or discarded": ["--publish", "1", "--discard", "1"],
     }
     for says, arguments in wrong.items():
         said = nightly(folder, *arguments)

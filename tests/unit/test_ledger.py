@@ -1,8 +1,11 @@
 """Which files are new, changed or only touched, and that the ledger keeps them all."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
@@ -104,3 +107,48 @@ def test_a_write_that_fails_leaves_the_ledger_as_it_was(ledger, tmp_path):
         ledger.write(wrong, 2)
     assert ledger.last_night() == 1
     assert [path.name for path in (tmp_path / "nights").iterdir()] == [LEDGER]
+
+
+def peak_bytes(folder: Path, nights: int) -> int:
+    """The most memory that a night of 100 new files takes after so many of 1,000 files."""
+    ledger = Ledger(Folder(str(folder)))
+    files = pa.array([f"/corpus/of/{n:04}.parquet" for n in range(1000)])
+    schema = ledger_module._SCHEMA.with_metadata({ledger_module._NIGHT: str(nights)})
+    folder.mkdir()
+    with pq.ParquetWriter(folder / LEDGER, schema) as writer:
+        for night in range(1, nights + 1):
+            uris = pc.binary_join_element_wise(files, f"night-{night}", "-")
+            digests = pc.binary_join_element_wise(uris, "of the content", " ")
+            same = [pa.array([value] * 1000) for value in (12345, "1700000000.5")]
+            number = pa.array([night] * 1000, pa.int32())
+            columns = [uris, *same, digests, number]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
+    new = [Source(f"/corpus/new/{n}", n, "1", "x") for n in range(100)]
+    pool = pa.proxy_memory_pool(pa.default_memory_pool())
+    before = pa.default_memory_pool()
+    pa.set_memory_pool(pool)
+    tracemalloc.start()
+    try:
+        assert len(ledger.changes(new).new) == 100
+        ledger.write([Entry(s.uri, s.size, s.version, None, nights + 1) for s in new], nights + 1)
+        return tracemalloc.get_traced_memory()[1] + pool.max_memory()
+    finally:
+        tracemalloc.stop()
+        pa.set_memory_pool(before)
+
+
+def test_memory_does_not_grow_with_the_nights_before(tmp_path):
+    few, many = (peak_bytes(tmp_path / str(nights), nights) for nights in (200, 1500))
+    assert many < 1.25 * few, (few, many)
+    assert pq.read_metadata(tmp_path / "1500" / LEDGER).num_rows == 1_500_100
+
+
+def test_what_a_night_labelled_is_new_again_once_forgotten(corpus, ledger):
+    ledger.forget(1)  # there is no ledger yet
+    assert ledger.last_night() == 0 and not ledger.knows(str(corpus))
+    files = sources(corpus)
+    ledger.write(entries(files[:1], 1), 1)
+    ledger.write(entries(files[1:], 2), 2)
+    ledger.forget(2)
+    assert ledger.changes(files).new == files[1:] and ledger.last_night() == 2
+    assert ledger.knows(f"{corpus}/") and not ledger.knows(f"{corpus}/b")

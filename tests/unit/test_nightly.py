@@ -1,12 +1,16 @@
-"""Which night `--publish` means; the nights themselves are tested on Ray."""
+"""Which files a night takes, what `--publish` and `--discard` do; labelling is tested on Ray."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from llambert.config import RunConfig
-from llambert.errors import UserError
-from llambert.nightly import PUBLISHED, publish
+from llambert.errors import StageError, UserError
+from llambert.ledger import Ledger, entries
+from llambert.nightly import PUBLISHED, Nights
+from llambert.nightly_verdict import discard, publish
+from llambert.records import list_sources, open_corpus, read_source
 from llambert.storage import Folder, Manifest
 from llambert.workdir import Workdir
 
@@ -29,7 +33,7 @@ def config(tmp_path: Path) -> RunConfig:
 def leave(config: RunConfig, model: str, number: int, published: bool = False) -> Folder:
     """What a finished night leaves, labels aside."""
     folder = Workdir(config.workdir).nightly(model) / f"night-{number:04d}"
-    folder.finish(Manifest("nightly", "f", "o"))
+    folder.finish(Manifest("nightly", "f", "o", details={"held": ["why"], "waiting": [number]}))
     if published:
         folder.write_bytes(PUBLISHED, b"")
     return folder
@@ -73,3 +77,90 @@ def test_what_is_no_night(config, night, says):
     leave(config, "old", 2)
     with pytest.raises(UserError, match=says):
         publish(config, night)
+
+
+@pytest.fixture
+def nights(config: RunConfig, tmp_path: Path) -> Nights:
+    """The nights of a model that was made elsewhere, before a corpus of two files."""
+    model = Folder(str(tmp_path / "model"))
+    model.write_json("config.json", {"id2label": {"0": "bad", "1": "good"}})
+    model.write_bytes("model.safetensors", b"weights")
+    (tmp_path / "corpus").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / "corpus" / f"{name}.txt").write_text(f"text of {name}")
+    return Nights(config, model.uri)
+
+
+def done(nights: Nights, config: RunConfig, held: bool = False) -> int:
+    """What a night leaves that labelled all that was new or changed; its number."""
+    number, ledger = nights.last + 1, Ledger(nights.folder)
+    changes = ledger.changes(list_sources(config.corpus))
+    leave(config, nights.folder.uri.split("/")[-1], number, published=not held)
+    ledger.write(entries([*changes.new, *changes.changed], number), number)
+    return number
+
+
+def test_a_landing_folder_that_was_emptied_has_nothing_new(nights, config, tmp_path):
+    done(nights, config)
+    for file in (tmp_path / "corpus").iterdir():
+        file.rename(tmp_path / file.name)
+    assert nights.label() == []
+    (tmp_path / "corpus").rmdir()  # as on an object store, which has no empty folders
+    assert nights.label() == []
+
+
+def test_a_path_of_which_nothing_was_ever_labelled_is_a_mistake(nights, config, tmp_path):
+    done(nights, config)
+    for path in ("corpse", "corp"):
+        wrong = config.corpus.model_copy(update={"path": str(tmp_path / path)})
+        elsewhere = Nights(config.model_copy(update={"corpus": wrong}), str(tmp_path / "model"))
+        with pytest.raises(UserError, match=rf"no such path.*{path}"):
+            elsewhere.label()
+
+
+def test_the_first_night_needs_files(nights, tmp_path):
+    for file in (tmp_path / "corpus").iterdir():
+        file.unlink()
+    with pytest.raises(UserError, match="no file in it"):
+        nights.label()
+
+
+def test_a_killed_night_of_which_a_file_vanished_begins_anew_without_it(nights, config, tmp_path):
+    begun = nights._begin(open_corpus(config.corpus))
+    assert begun is not None and len(begun.entries) == 2
+    again = nights._unfinished(open_corpus(config.corpus))
+    assert again == begun  # nothing has changed: it goes on
+    (tmp_path / "corpus" / "a.txt").unlink()
+    with pytest.raises(StageError, match=r"cannot open .*a\.txt"):  # which ended the night
+        list(read_source(begun.corpus, begun.corpus.sources[0]))
+    corpus = open_corpus(config.corpus)
+    assert nights._unfinished(corpus) is None
+    anew = nights._begin(corpus)
+    assert anew is not None and anew.number == begun.number
+    assert [Path(entry.uri).name for entry in anew.entries] == ["b.txt"]
+    frozen = json.loads(Path(nights.folder.path("night-0001/sources.json")).read_text())
+    assert [source["name"] for source in frozen["sources"]] == ["b.txt"]
+
+
+def test_a_discarded_nights_files_are_new_again(nights, config, tmp_path):
+    done(nights, config)
+    (tmp_path / "corpus" / "b.txt").write_text("another text")
+    (tmp_path / "corpus" / "c.txt").write_text("a text that is new")
+    number = done(nights, config, held=True)
+    assert nights.waiting() == [number]
+    assert nights._begin(open_corpus(config.corpus)) is None
+    for _ in range(2):  # the second time changes nothing
+        assert discard(config, str(number)).uri.endswith("night-0002")
+    assert nights.waiting() == [] and nights.last == number
+    with pytest.raises(UserError, match="night 2 is discarded"):
+        publish(config, str(number))
+    job = nights._begin(open_corpus(config.corpus))
+    assert job is not None and job.number == 3
+    assert [Path(entry.uri).name for entry in job.entries] == ["b.txt", "c.txt"]
+
+
+def test_a_published_night_is_not_discarded(nights, config):
+    number = done(nights, config)
+    with pytest.raises(UserError, match="night 1 is published"):
+        discard(config, str(number))
+    assert nights._begin(open_corpus(config.corpus)) is None

@@ -1,6 +1,7 @@
 """The encoder that labels the nights: the best of the run's, or the folder that is named."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,25 @@ def test_what_is_no_model_for_the_task_is_refused(config, tmp_path):
     config_file.write_text(json.dumps({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}))
     with pytest.raises(UserError, match=r"LABEL_0.*'bad', 'good'"):
         find_model(config, folder.uri)
+
+
+def test_weights_on_an_object_store_are_read_once_for_each_etag(config, s3, monkeypatch):
+    folder = Folder(f"{s3}/nightly-model")
+    leave(folder, 0.9)
+    first = find_model(config, folder.uri)
+    assert first.id == fingerprint_weights(folder)
+    monkeypatch.setattr("llambert.nightly_model.fingerprint_weights", lambda model: "read again")
+    assert find_model(config, folder.uri).id == first.id
+    folder.write_bytes("model.safetensors", b"x" * len(folder.uri))  # of the same size
+    assert find_model(config, folder.uri).id == "read again"
+
+
+def test_local_weights_of_the_same_size_and_time_are_told_apart(config, tmp_path):
+    folder = Folder(str(tmp_path / "own"))
+    leave(folder, 0.9)
+    weights = Path(folder.path("model.safetensors"))
+    os.utime(weights, (0, 0))  # as in images that are built to be the same every time
+    first = find_model(config, folder.uri)
+    weights.write_bytes(b"x" * weights.stat().st_size)
+    os.utime(weights, (0, 0))
+    assert find_model(config, folder.uri).id != first.id

@@ -84,6 +84,29 @@ def test_a_counter_that_went_away_ends_no_run(clock):
     assert progress._safe_line() == "label  labelling  (no count: ConnectionError)"
 
 
+class Dead:
+    """A counter whose actor went away with its node."""
+
+    def gone(self):
+        from ray.exceptions import ActorDiedError
+
+        raise ActorDiedError()
+
+    read = since_first_report = figures = gone
+
+
+def test_a_stage_that_is_done_does_not_fail_for_its_figures(caplog):
+    from llambert.label import _speed
+
+    progress = Progress("label", quiet=True)
+    assert (progress.rate(), progress.since_first_report(), progress.figures()) == (None, None, {})
+    progress.begin(10, "labelling")
+    progress._remote = Dead()
+    assert progress.rate() is progress.since_first_report() is progress.figures() is None
+    assert _speed(10, progress) == {}
+    assert "how fast label was is not known" in caplog.text
+
+
 def test_a_log_gets_whole_plain_lines(capfd, monkeypatch):
     monkeypatch.delenv("FORCE_COLOR", raising=False)
     monkeypatch.setattr(module, "_LOG_S", 0.01)

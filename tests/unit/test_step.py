@@ -11,7 +11,7 @@ from llambert.errors import CountError
 from llambert.pipeline import Pipeline
 from llambert.progress import Progress
 from llambert.ray_train import CHECKPOINTS
-from llambert.step import Step, run_step
+from llambert.step import Step, check_writable, run_step
 from llambert.storage import Folder, Outcome
 
 SECTION = {"epochs": 3, "learning_rate": 1e-5, "betas": (0.9, 0.99), "classes": {"a": [], "b": []}}
@@ -104,3 +104,18 @@ def test_a_training_keeps_its_checkpoints_until_it_is_finished(tmp_path):
     (unit.folder / CHECKPOINTS).write_bytes("old", b"weights")  # a kill came before its removal
     run(out=2)
     assert unit.folder.folders() == []
+
+
+def test_two_who_try_a_workdir_at_once_do_not_disturb_each_other(tmp_path, monkeypatch):
+    """Another process begins and ends its own trial in the middle of ours."""
+    workdir, write, inside = Folder(str(tmp_path)), Folder.write_bytes, []
+
+    def meanwhile(folder: Folder, name: str, data: bytes) -> None:
+        write(folder, name, data)
+        if not inside:
+            inside.append(name)
+            check_writable(workdir)
+
+    monkeypatch.setattr(Folder, "write_bytes", meanwhile)
+    check_writable(workdir)
+    assert inside and not list(tmp_path.iterdir())
