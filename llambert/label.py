@@ -54,6 +54,12 @@ class LabelConfig(Section):
         speed = {"workers", "cpus_per_worker", "batch_tokens", "accelerator_type"}
         return self.model_dump(exclude=speed | {"variant"})
 
+    def actors(self) -> dict[str, Any]:
+        """How the encoder is run, in the words of `label_rows`."""
+        names = {"workers", "cpus_per_worker", "accelerator_type", "dtype"}
+        budget = 0 if self.batch_tokens == "auto" else self.batch_tokens
+        return self.model_dump(include=names) | {"batch_tokens": budget}
+
     @field_validator("workers")
     @classmethod
     def _range(cls, workers: tuple[int, int] | None) -> tuple[int, int] | None:
@@ -106,13 +112,9 @@ def label(
             rows,
             model,
             progress.ray_counter(),
-            workers=workers,
-            cpus_per_worker=config.cpus_per_worker,
-            accelerator_type=config.accelerator_type,
-            dtype=config.dtype,
-            batch_tokens=0 if config.batch_tokens == "auto" else config.batch_tokens,
             probabilities=config.probabilities,
             trust_remote_code=trust_remote_code,
+            **config.actors() | {"workers": workers},
         )
         filesystem, path = arrow_filesystem(folder.uri)
         light = {"num_cpus": LIGHT_CPUS}

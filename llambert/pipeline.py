@@ -253,7 +253,7 @@ class Pipeline:
                 models,
                 folder,
                 progress,
-                dtype=self.config.label.dtype,
+                self.config.label.actors(),
                 trust_remote_code=self.config.train.trust_remote_code,
             )
 
