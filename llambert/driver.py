@@ -38,16 +38,17 @@ def run_stages(
     from llambert.lease import Lease
     from llambert.preflight import check_resources, preflight
 
-    preflight(pipeline, chosen)
+    pending = [stage for stage in chosen if stage in forced or not pipeline.done(stage)]
+    preflight(pipeline, pending)
     if unknown := pipeline.gold.refusals().get("unknown_label"):
         names = ", ".join(pipeline.config.task.labels)
         click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
-    light = all(s in _LIGHT or (pipeline.done(s) and s not in forced) for s in chosen)
+    light = set(pending) <= set(_LIGHT)
     with Lease(pipeline.workdir), contextlib.nullcontext() if light else cluster.connection():
         environment = {_SUPERVISED: "1"}
         if not light:
             environment["RAY_ADDRESS"] = cluster.address()
-            check_resources(pipeline, chosen)
+            check_resources(pipeline, pending)
         pipeline.write_config()
         for stage in chosen:
             if stage in forced or not pipeline.done(stage):

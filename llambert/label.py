@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -66,6 +66,17 @@ class LabelConfig(Section):
         if workers and not 1 <= workers[0] <= workers[1]:
             raise ValueError(f"{list(workers)} is no range: write [least, most], from 1 up")
         return workers
+
+
+def required_resources(config: LabelConfig, have: Mapping[str, float]) -> cluster.Workers:
+    """What the fewest actors hold on a cluster that has `have`; evaluate's are the same.
+
+    A thread is held to be a core, although Ray is told of less.
+    """
+    gpu = have.get("GPU", 0) > 0
+    each = {"GPU": 1.0} if gpu else {"CPU": float(config.cpus_per_worker or 1)}
+    each |= cluster.kind_of_gpu(config.accelerator_type)
+    return cluster.Workers(config.workers[0] if config.workers else 1, each)
 
 
 def label(

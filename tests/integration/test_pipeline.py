@@ -356,6 +356,23 @@ def test_tensor_parallel_larger_than_the_cluster(done, tmp_path):
     assert not (tmp_path / "out" / "corpus").exists()  # said before any stage began
 
 
+@pytest.mark.parametrize(
+    ("stage", "setting", "says"),
+    [
+        ("train", "train.workers=64", "train needs 64 CPU and the cluster has"),
+        ("evaluate", "label.accelerator_type=L40S", "evaluate asks for GPUs of kind 'L40S'"),
+        ("label", "label.cpus_per_worker=64", "label needs 64 CPU and the cluster has"),
+    ],
+)
+def test_a_stage_that_is_done_again_must_fit_the_cluster(done, stage, setting, says):
+    folder, _ = done
+    before = _versions(folder)
+    finished = llambert(stage, str(folder / "run.yaml"), "--force", "--set", setting)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert says in finished.stderr and "Traceback" not in finished.stderr
+    assert _versions(folder) == before
+
+
 def test_from_repeats_a_stage_and_no_secret_of_the_environment_is_kept(done):
     folder, _ = done
     secret = {"AWS_SECRET_ACCESS_KEY": "correct-horse-battery"}

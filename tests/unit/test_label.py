@@ -3,7 +3,8 @@
 import inspect
 
 from llambert.classify import label_rows
-from llambert.label import LabelConfig
+from llambert.cluster import Workers
+from llambert.label import LabelConfig, required_resources
 
 
 def test_the_actors_are_those_that_the_run_file_asks_for():
@@ -13,3 +14,13 @@ def test_the_actors_are_those_that_the_run_file_asks_for():
     assert actors == {**asked, "dtype": "float16", "batch_tokens": 512}
     inspect.signature(label_rows).bind("rows", "model", "counter", **actors)
     assert LabelConfig().actors()["batch_tokens"] == 0  # found out on the device
+
+
+def test_what_the_actors_hold():
+    config = LabelConfig(workers=[2, 8], accelerator_type="L40S")
+    kind = {"accelerator_type:L40S": 0.001}
+    assert required_resources(config, {"CPU": 64, "GPU": 8}) == Workers(2, {"GPU": 1} | kind)
+    assert required_resources(LabelConfig(cpus_per_worker=64), {"CPU": 2}) == Workers(
+        1, {"CPU": 64}
+    )
+    assert required_resources(LabelConfig(), {"CPU": 2}) == Workers(1, {"CPU": 1})

@@ -1,0 +1,83 @@
+"""How stages are run, as far as that needs no Ray: what is checked, told and left."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from llambert import cli
+from llambert.config import load
+from llambert.pipeline import Pipeline
+from llambert.progress import Progress
+from llambert.step import run_step
+from llambert.storage import Outcome
+from tests.tiny_roberta import easy_records
+
+COUNTS = {
+    "corpus": {"in": 1010, "out": 1000, "dropped": {"empty_text": 7, "duplicate_id": 3}},
+    "sample": {"in": 1000, "out": 100, "dropped": {"not_drawn": 900}},
+    "annotate": {"in": 100, "out": 98, "dropped": {"off_list": 2}},
+}
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    """A run file whose first three stages are done, by an endpoint whose key is not set."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(easy_records(1000).select(["id", "text"]), tmp_path / "corpus.parquet")
+    run = {
+        "name": "films",
+        "workdir": "out",
+        "task": {"labels": {"negative": [], "positive": []}, "prompt": "Good? {text}"},
+        "corpus": {"path": "corpus.parquet", "id": "id"},
+        "sample": {"size": 100},
+        "annotate": {
+            "engine": "openai",
+            "model": "an-llm",
+            "openai": {"api_key_env": "NOT_SET_ANYWHERE"},
+        },
+        "train": {"model": "org/encoder"},
+    }
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump(run))
+    for stage, counts in COUNTS.items():
+        (step,) = Pipeline(load(str(path))).steps(stage)
+        outcome = Outcome(counts, {"records_per_s": 12.5} if stage == "annotate" else {})
+        with Progress(stage, quiet=True) as progress:
+            run_step(replace(step, run=lambda _, outcome=outcome: outcome), progress)
+    return str(path)
+
+
+def told(capfd: pytest.CaptureFixture[str], *words: str) -> tuple[int, str, str]:
+    """The exit code of a command, and what it printed."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    return ended.value.code or 0, *capfd.readouterr()
+
+
+@pytest.mark.parametrize(
+    "words", [["annotate", "--force"], ["run", "--from", "annotate", "--until", "annotate"]]
+)
+def test_a_stage_that_is_done_is_checked_where_it_is_to_be_done_again(config, capfd, words):
+    command, *options = words
+    code, _, said = told(capfd, command, config, *options)
+    assert code == 2 and "the environment variable NOT_SET_ANYWHERE is not set" in said
+    assert told(capfd, "annotate", config)[:2] == (0, "annotate: done already\n")
+
+
+def test_the_closing_summary_has_counts_rates_and_places(config, capfd, tmp_path):
+    code, said, _ = told(capfd, "run", config, "--until", "annotate")
+    _, head, *lines, _ = said.splitlines()
+    assert (code, head) == (0, "Nothing to do: all is done.")
+    for counts, line in zip(COUNTS.values(), lines[::2], strict=True):
+        reasons = ", ".join(f"{reason} {n}" for reason, n in counts["dropped"].items())
+        assert f" {counts['in']:,} in" in line and f" {counts['out']:,} out" in line
+        assert f"s; dropped: {reasons}" in line
+    assert [line.split()[0] for line in lines[::2]] == list(COUNTS)
+    assert lines[4].endswith("  12.5/s")
+    corpus, sample, annotations = [Path(line.strip()) for line in lines[1::2]]
+    assert (corpus, sample) == (tmp_path / "out" / "corpus", tmp_path / "out" / "sample")
+    assert annotations.parent == tmp_path / "out" / "annotations"
+    assert all((folder / "manifest.json").is_file() for folder in (corpus, sample, annotations))
