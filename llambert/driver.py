@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llambert.errors import UserError
+from llambert.errors import StageError, UserError
 
 if TYPE_CHECKING:
     from llambert.pipeline import Pipeline
@@ -55,21 +55,31 @@ def run_stages(
                 command = [sys.executable, "-m", "llambert", stage, config]
                 command += [part for each in overrides for part in ("--set", each)]
                 command += ["--force"] if stage in forced else []
-                _run_child(command, environment)
+                _run_child(stage, command, environment)
                 pipeline.freeze()
             check_gates(pipeline, [stage])
 
 
-def _run_child(command: list[str], environment: dict[str, str]) -> None:
-    """Run a stage's process to its end, and end with it if it fails."""
+def _run_child(stage: str, command: list[str], environment: dict[str, str]) -> None:
+    """Run a stage's process to its end, and end with it if it fails.
+
+    Raises:
+        StageError: it was killed; of any other failure it has told by itself.
+    """
     child = subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | environment)
     try:
         code = child.wait()
     except BaseException:
         _stop(child)
         raise
+    if code < 0:
+        raise StageError(
+            f"stage {stage} was ended by signal {-code} ({signal.strsignal(-code)})",
+            "where nobody did that, the machine's memory was probably full (its kernel log says "
+            "so): give it more, or the stage less; the same command goes on from here",
+        )
     if code:
-        sys.exit(code if code > 0 else 1)
+        sys.exit(code)
 
 
 def check_gates(pipeline: "Pipeline", stages: Iterable[str]) -> None:
