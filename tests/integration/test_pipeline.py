@@ -240,7 +240,7 @@ def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
     return running
 
 
-def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_one(
+def test_a_run_goes_on_after_ctrl_c_and_leaves_what_changes_meanwhile_to_the_next_one(
     joined, tmp_path
 ):
     config = write_run(tmp_path, gold=None)
@@ -254,9 +254,13 @@ def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_o
     running = _begin(config, tmp_path / "out" / "corpus" / "manifest.json")
     late = pa.table({"id": ["late"], "text": ["a good film that came late"]})
     pq.write_table(late, tmp_path / "corpus" / "part-9.parquet")
+    written = Path(config).read_text()
+    Path(config).write_text(written.replace("size: 400", "size: 10"))
     said, _ = running.communicate(timeout=120)
+    Path(config).write_text(written)
     assert running.returncode == 0, said
     assert "All done." in said
+    assert pq.read_table(tmp_path / "out" / "sample" / "sample.parquet").num_rows == 400
     first, second, *_ = llambert("status", config).stdout.splitlines()
     assert first.startswith("stale    corpus") and first.endswith("changed: its settings or files")
     assert second.endswith("waits for corpus")

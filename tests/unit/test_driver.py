@@ -8,6 +8,7 @@ import yaml
 
 from llambert import cli
 from llambert.config import load
+from llambert.driver import _resolved
 from llambert.pipeline import Pipeline
 from llambert.progress import Progress
 from llambert.step import run_step
@@ -81,3 +82,13 @@ def test_the_closing_summary_has_counts_rates_and_places(config, capfd, tmp_path
     assert (corpus, sample) == (tmp_path / "out" / "corpus", tmp_path / "out" / "sample")
     assert annotations.parent == tmp_path / "out" / "annotations"
     assert all((folder / "manifest.json").is_file() for folder in (corpus, sample, annotations))
+
+
+def test_an_edit_of_the_run_file_is_the_next_runs(config, capfd):
+    """A stage is started with the file that `_resolved` gives."""
+    pipeline = Pipeline(load(config, ["sample.seed=7"]))
+    with _resolved(pipeline.config) as resolved:
+        Path(config).write_text(Path(config).read_text().replace("size: 100", "size: 50"))
+        assert load(config).sample.size == 50
+        assert load(resolved) == pipeline.config
+    assert not Path(resolved).exists()
