@@ -172,6 +172,7 @@ class Pipeline:
             outcome = annotate(config, task, records, folder, progress, may_ask=self._may_ask)
             self.workdir.quarantine.write_table("gold.parquet", self.gold.refused)
             outcome.details["gold_refused"] = self.gold.refusals()
+            outcome.details["to_train"] = self.asked.to_train()
             outcome.output = fingerprint_rows(
                 folder.read_table("annotations.parquet"), "id", "label"
             )
@@ -182,6 +183,11 @@ class Pipeline:
         named["annotate.gold_records"] = config.gold_records
         settings = [annotator_id(config, task), *named.values()]
         return Step("annotate", "annotate", folder, run, inputs, settings, named)
+
+    def _to_train(self) -> str | None:
+        """What annotate left to train on; with more gold records to answer it is the same."""
+        manifest = self._annotate().manifest
+        return manifest.details.get("to_train", manifest.output) if manifest else None
 
     def _train(self) -> list[Step]:
         wanted = set(self.config.variants)
@@ -197,7 +203,7 @@ class Pipeline:
         start: str = config.model
         inputs: dict[str, str | None] = {"gold": self._gold_train}
         if variant == "llambert":
-            inputs = {"annotate": output(self._annotate()), "gold": self._gold_test}
+            inputs = {"annotate": self._to_train()}
         if variant == "combined":
             first = self._train_unit("llambert", seed)
             inputs["train"] = output(first)
@@ -222,7 +228,7 @@ class Pipeline:
 
     def curve_of(self) -> str:
         """What a learning curve stands on: one of other labels, gold or encoder is another's."""
-        annotated, gold = output(self._annotate()), [self._gold_train, self._gold_test]
+        annotated, gold = self._to_train(), [self._gold_train, self._gold_test]
         labels = list(self.config.task.labels)
         return fingerprint(
             [annotated, gold, self._encoder, self.config.train.what_matters(), labels]
@@ -243,18 +249,12 @@ class Pipeline:
         units = self._units(*self.config.variants)
 
         def run(progress: Progress) -> Outcome:
+            config, labels = self.config, list(self.config.task.labels)
+            gold = self.gold.test, self.asked.annotated_gold()
             models = [Trained(variant, seed, step.folder.uri) for variant, seed, step in units]
-            labels = list(self.config.task.labels)
+            actors, trusted = config.label.actors(), config.train.trust_remote_code
             return evaluate(
-                self.config.evaluate,
-                labels,
-                self.gold.test,
-                self.asked.annotated_gold(),
-                models,
-                folder,
-                progress,
-                self.config.label.actors(),
-                trust_remote_code=self.config.train.trust_remote_code,
+                config.evaluate, labels, *gold, models, folder, progress, actors, trusted
             )
 
         gold = fingerprint([self._gold_train, self._gold_test])
