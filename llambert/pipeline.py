@@ -137,6 +137,12 @@ class Pipeline:
     def _gold_test(self) -> str:
         return fingerprint_rows(self.gold.test, "text", "label")
 
+    @cached_property
+    def _gold_refused(self) -> dict[str, str]:
+        """The gold records left out, as an input of what tells of them; {} where none are."""
+        refused = self.gold.refused.to_pylist()
+        return {"gold.refused": fingerprint(refused)} if refused else {}
+
     @once
     def _corpus(self) -> Step:
         sources = [vars(source) for source in self.corpus.sources]
@@ -178,7 +184,7 @@ class Pipeline:
             )
             return outcome
 
-        inputs = {"sample": output(sample), "gold": self._gold_test}
+        inputs = {"sample": output(sample), "gold": self._gold_test, **self._gold_refused}
         named: dict[str, Any] = {"annotate.parse": config.parse, "task.labels": task.labels}
         named["annotate.gold_records"] = config.gold_records
         settings = [annotator_id(config, task), *named.values()]
@@ -282,17 +288,10 @@ class Pipeline:
 
         def run(progress: Progress) -> Outcome:
             assert best is not None
-            return label(
-                self.config.label,
-                self.corpus,
-                corpus.folder,
-                made(corpus).counts["out"],
-                best[0].folder.uri,
-                step.fingerprint,
-                folder,
-                progress,
-                trust_remote_code=self.config.train.trust_remote_code,
-            )
+            config, encoder = self.config.label, best[0].folder.uri
+            records = self.corpus, corpus.folder, made(corpus).counts["out"]
+            trusted = self.config.train.trust_remote_code
+            return label(config, *records, encoder, step.fingerprint, folder, progress, trusted)
 
         parts = ("label", "label", folder, run, inputs, settings)
         step = Step(*parts, from_scratch=True, scratch=CHECKPOINT)
@@ -379,7 +378,7 @@ class Pipeline:
                 prices,
             )
 
-        inputs = {step.title: output(step) for step in steps}
+        inputs = {step.title: output(step) for step in steps} | self._gold_refused
         if curve:
             inputs["curve"] = fingerprint(curve)
         if known := prices.model_dump(exclude_defaults=True):

@@ -1,5 +1,6 @@
 """What makes a step stale, and what a run leaves beside its steps; answers are stored by hand."""
 
+import importlib.metadata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from llambert.config import RunConfig
+from llambert.config import RunConfig, load
 from llambert.pipeline import Pipeline
 from llambert.progress import Progress
 from llambert.schema import RESPONSE
-from llambert.step import Step, run_step
+from llambert.step import Step, commit, made, run_step
 from llambert.storage import Outcome, text_hash
 from tests.tiny_roberta import easy_records
 
@@ -78,7 +79,8 @@ def folder(tmp_path: Path) -> Path:
     (annotate.folder / "responses").write_table("round-0001.parquet", stored)
     run(annotate)
     (train,) = steps(config, "train")
-    run(train, Outcome({"in": SAMPLE, "out": SAMPLE, "dropped": {}}, output="weights"))
+    details = {"validation_accuracy": 1.0}
+    run(train, Outcome({"in": SAMPLE, "out": SAMPLE, "dropped": {}}, details, "weights"))
     return tmp_path
 
 
@@ -115,3 +117,32 @@ def test_a_gold_test_record_that_was_sampled_trains_again(folder):
     run(annotate)
     (train,) = steps(config_of(folder), "train")
     assert train.why == "changed: annotate"
+
+
+def test_gold_training_records_of_no_label_are_in_quarantine_and_train_nothing_again(folder):
+    gold = pq.read_table(folder / "train.parquet").slice(0, 1)
+    other = gold.set_column(2, "label", [["maybe"]]).set_column(0, "id", [["new"]])
+    pq.write_table(
+        pa.concat_tables([pq.read_table(folder / "train.parquet"), other]), folder / "train.parquet"
+    )
+    config = config_of(folder)
+    (annotate,) = steps(config, "annotate")
+    assert annotate.why == "changed: gold.refused"
+    run(annotate)
+    (row,) = pq.read_table(folder / "out" / "quarantine" / "gold.parquet").to_pylist()
+    assert (row["id"], row["row"], row["refused"]) == ("new", 50, "unknown_label")
+    assert made(steps(config, "annotate")[0]).details["gold_refused"] == {"unknown_label": 1}
+    assert steps(config, "train")[0].state == "done"
+    assert "gold.refused" in steps(config, "report")[0].inputs  # which tells how many
+
+
+def test_the_resolved_run_file_is_left_with_versions_and_commit(folder):
+    config = config_of(folder)
+    Pipeline(config).write_config()
+    path = folder / "out" / "config.yaml"
+    head = [line[2:].split() for line in path.read_text().splitlines() if line.startswith("# ")]
+    told = {name: version for name, version in head}
+    for package in ("llambert", "ray", "torch", "transformers", "deepspeed", "pyarrow"):
+        assert told[package] == importlib.metadata.version(package)
+    assert told["commit"] == commit()
+    assert load(str(path)) == config
