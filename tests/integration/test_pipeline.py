@@ -126,6 +126,26 @@ def test_what_was_refused_is_in_quarantine_with_its_reason(done):
     assert [Path(row["source"]).name for row in torn] == ["torn.parquet"]
 
 
+def test_the_closing_summary_adds_up_and_says_where_all_lies(done):
+    folder, finished = done
+    lines = finished.stdout.partition("All done.")[2].splitlines()
+    counted = [line for line in lines if " in " in line and " out" in line]
+    places = [Path(line.strip()) for line in lines if line.strip().endswith("/")]
+    assert len(counted) == len(places) == 7
+    for line, place in zip(counted, places, strict=True):
+        manifest = json.loads((place / "manifest.json").read_text())
+        counts, rate = manifest["counts"], manifest["details"].get("records_per_s")
+        assert f" {counts['in']:,} in" in line and f" {counts['out']:,} out" in line
+        assert counts["in"] == counts["out"] + sum(counts["dropped"].values())
+        for reason, records in counts["dropped"].items():
+            assert f"{reason} {records:,}" in line or not records
+        assert not rate or line.endswith(f"  {rate:,.1f}/s")
+    labelled = json.loads((places[5] / "manifest.json").read_text())
+    assert labelled["stage"] == "label" and labelled["details"]["records_per_s"] > 0
+    told = (folder / "out" / "config.yaml").read_text()
+    assert f"# ray {labelled['versions']['ray']}\n" in told and "\n# commit " in told
+
+
 def test_the_report_has_figures_that_add_up(done):
     folder, _ = done
     report = json.loads((folder / "out" / "report" / "report.json").read_text())

@@ -1,5 +1,6 @@
 """How stages are run, as far as that needs no Ray: what is checked, told and left."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import pytest
 import yaml
 
 from llambert import cli
-from llambert.config import load
+from llambert.config import RunConfig, load
 from llambert.driver import _resolved
 from llambert.pipeline import Pipeline
 from llambert.progress import Progress
@@ -92,3 +93,24 @@ def test_an_edit_of_the_run_file_is_the_next_runs(config, capfd):
         assert load(config).sample.size == 50
         assert load(resolved) == pipeline.config
     assert not Path(resolved).exists()
+
+
+def test_the_resolved_run_file_is_printed_and_loads_back(config, capfd, tmp_path):
+    code, printed, _ = told(capfd, "config", config, "--set", "sample.seed=7")
+    assert code == 0
+    values = yaml.safe_load(printed)
+    assert values["sample"] == {"size": 100, "seed": 7}
+    assert values["workdir"] == str(tmp_path / "out")
+    assert values["train"]["epochs"] == load(config).train.epochs  # a default
+    again = tmp_path / "again.yaml"
+    again.write_text(printed)
+    assert load(str(again)) == load(config, ["sample.seed=7"])
+
+
+def test_the_schema_is_printed_as_json(capfd):
+    code, printed, _ = told(capfd, "schema")
+    schema = json.loads(printed)
+    assert code == 0 and schema["properties"].keys() == RunConfig.model_fields.keys()
+    assert set(schema["required"]) >= {"name", "workdir", "task", "corpus", "sample"}
+    size = schema["$defs"]["SampleConfig"]["properties"]["size"]
+    assert size["type"] == "integer" and size["description"]
