@@ -9,7 +9,7 @@ import yaml
 
 from llambert import cli
 from llambert.config import RunConfig, load
-from llambert.driver import _resolved
+from llambert.driver import run_stages
 from llambert.pipeline import Pipeline
 from llambert.progress import Progress
 from llambert.step import run_step
@@ -86,13 +86,14 @@ def test_the_closing_summary_has_counts_rates_and_places(config, capfd, tmp_path
 
 
 def test_an_edit_of_the_run_file_is_the_next_runs(config, capfd):
-    """A stage is started with the file that `_resolved` gives."""
-    pipeline = Pipeline(load(config, ["sample.seed=7"]))
-    with _resolved(pipeline.config) as resolved:
-        Path(config).write_text(Path(config).read_text().replace("size: 100", "size: 50"))
-        assert load(config).sample.size == 50
-        assert load(resolved) == pipeline.config
-    assert not Path(resolved).exists()
+    """The stage reads its file in a process of its own, and so says what that holds."""
+    pipeline = Pipeline(load(config))
+    Path(config).write_text("no run file any more")
+    with pytest.raises(SystemExit) as ended:
+        run_stages(pipeline, ("report",), forced=("report",))
+    said = capfd.readouterr().err
+    assert ended.value.code == 2 and "report needs what train llambert seed 1" in said
+    assert load(f"{pipeline.workdir.uri}/config.yaml") == pipeline.config
 
 
 def test_the_resolved_run_file_is_printed_and_loads_back(config, capfd, tmp_path):
