@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from llambert.gold import Gold, first_by_hash, without
 from llambert.schema import SAMPLE
-from llambert.storage import Folder
+from llambert.storage import Folder, fingerprint, fingerprint_rows
 
 GOLD_PREFIX = "gold:"  # before the id of a gold record that a sampled one has too
 
@@ -90,6 +90,11 @@ class Asked:
             "in_gold_test": labelled.num_rows - kept.num_rows,
         }
         return kept, {reason: records for reason, records in dropped.items() if records}
+
+    def to_train(self) -> str:
+        """A fingerprint of `annotated_sample`, of which the LLM's answers for gold are no part."""
+        kept, dropped = self.annotated_sample()
+        return fingerprint([fingerprint_rows(kept, "id", "text", "label"), dropped])
 
     def gold_test(self, predicted: pa.Table) -> GoldTest:
         """What an encoder and the LLM made of the gold test records.

@@ -134,7 +134,7 @@ def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str |
     done = chosen[: chosen.index(pending[0])] if pending else chosen
     check_gates(pipeline, done)
     if pending:
-        run_stages(pipeline, config, overrides, chosen[len(done) :], forced)
+        run_stages(pipeline, chosen[len(done) :], forced)
     _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
 
 

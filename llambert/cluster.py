@@ -4,6 +4,8 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 from llambert.errors import StageError, UserError
 
@@ -21,6 +23,22 @@ _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need l
 # Notices of what is as it should be: that the local cluster asks for a token, that our own
 # progress line stands in for Ray Data's bars.
 _CHATTY = ("ray._private.authentication", "ray.data._internal.progress")
+
+
+KIND_OF_GPU = "accelerator_type:"  # a resource of a node; its name ends in the kind
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers that must all be there at once: how many, and what each holds on its node."""
+
+    count: int
+    each: dict[str, float]  # Ray's resources: CPU, GPU, accelerator_type:…
+
+
+def kind_of_gpu(accelerator_type: str | None) -> dict[str, float]:
+    """What Ray asks for beside the GPU where it is to be of one kind."""
+    return {f"{KIND_OF_GPU}{accelerator_type}": 0.001} if accelerator_type else {}
 
 
 @contextlib.contextmanager
@@ -145,6 +163,17 @@ def resources() -> dict[str, float]:
     for kind, most in (state.get_max_resources_from_cluster_config() or {}).items():
         have[kind] = max(have.get(kind, 0), most)
     return have
+
+
+def nodes() -> list[dict[str, float]]:
+    """What each node of the connected cluster has, and each kind of node that it could start."""
+    import ray
+    from ray._private.state import state
+
+    found: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    config = state.get_cluster_config()
+    groups = config.node_group_configs if config else []
+    return found + [dict(group.resources) for group in groups if group.max_count]
 
 
 def node_cpus() -> list[int]:

@@ -171,8 +171,10 @@ def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:
 
 def dump(config: RunConfig) -> str:
     """The resolved configuration as YAML; `load` reads it back."""
-    values = _escape(config.model_dump(mode="json", exclude_none=True))
-    return yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
+    values = config.model_dump(mode="json", exclude_none=True)
+    if config.annotate.openai.api_key_env is None:  # the one null that is no default
+        values["annotate"]["openai"]["api_key_env"] = None
+    return yaml.safe_dump(_escape(values), sort_keys=False, allow_unicode=True, width=100)
 
 
 def _complete_labels(values: dict[str, Any]) -> None:

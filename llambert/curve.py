@@ -96,7 +96,8 @@ class Curve:
                 check_trainer(self._config.train)
                 with cluster.connection():
                     have = cluster.resources()
-                    fits("curve", required_resources(self._config.train, have), have)
+                    needs = required_resources(self._config.train, have)
+                    fits("curve", needs, have, cluster.nodes())
                     for trial in [trial for trial in trials if trial not in done]:
                         with Progress("curve") as progress:
                             done[trial] = run_step(trials[trial], progress)

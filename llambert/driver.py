@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from llambert.errors import UserError
+from llambert.errors import StageError, UserError
 
 if TYPE_CHECKING:
+    from llambert.config import RunConfig
     from llambert.pipeline import Pipeline
     from llambert.step import Step
 
@@ -22,53 +25,71 @@ _LIGHT = ("report", "tracking")  # stages that need no Ray
 _STOP_S = 5.0  # seconds for a stage to end when told to
 
 
-def run_stages(
-    pipeline: "Pipeline",
-    config: str,
-    overrides: tuple[str, ...],
-    chosen: tuple[str, ...],
-    forced: tuple[str, ...],
-) -> None:
+def run_stages(pipeline: "Pipeline", chosen: tuple[str, ...], forced: tuple[str, ...]) -> None:
     """Run each stage that is not done as its own process, on one Ray, as far as the gates allow.
 
     A stage's placement groups are released only when its driver ends (ray-project/ray#64035), so
-    that stages which shared one would wait for each other's GPUs for ever.
+    that stages which shared one would wait for each other's GPUs for ever. They read the run file
+    as it was resolved at the start: one that is edited meanwhile is the next run's.
     """
     from llambert import cluster
     from llambert.lease import Lease
     from llambert.preflight import check_resources, preflight
 
-    preflight(pipeline, chosen)
+    pending = [stage for stage in chosen if stage in forced or not pipeline.done(stage)]
+    preflight(pipeline, pending)
     if unknown := pipeline.gold.refusals().get("unknown_label"):
         names = ", ".join(pipeline.config.task.labels)
         click.echo(f"gold: {unknown:,} records are left out, for their label is none of {names}")
-    light = all(s in _LIGHT or (pipeline.done(s) and s not in forced) for s in chosen)
-    with Lease(pipeline.workdir), contextlib.nullcontext() if light else cluster.connection():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(Lease(pipeline.workdir))
         environment = {_SUPERVISED: "1"}
-        if not light:
+        if not set(pending) <= set(_LIGHT):
+            stack.enter_context(cluster.connection())
             environment["RAY_ADDRESS"] = cluster.address()
-            check_resources(pipeline, chosen)
+            check_resources(pipeline, pending)
         pipeline.write_config()
+        resolved = stack.enter_context(_resolved(pipeline.config))
         for stage in chosen:
             if stage in forced or not pipeline.done(stage):
-                command = [sys.executable, "-m", "llambert", stage, config]
-                command += [part for each in overrides for part in ("--set", each)]
+                command = [sys.executable, "-m", "llambert", stage, resolved]
                 command += ["--force"] if stage in forced else []
-                _run_child(command, environment)
+                _run_child(stage, command, environment)
                 pipeline.freeze()
             check_gates(pipeline, [stage])
 
 
-def _run_child(command: list[str], environment: dict[str, str]) -> None:
-    """Run a stage's process to its end, and end with it if it fails."""
+@contextlib.contextmanager
+def _resolved(config: "RunConfig") -> Iterator[str]:
+    """A file of this machine that holds `config`, for the `with` block."""
+    from llambert.config import dump
+
+    with tempfile.TemporaryDirectory(prefix="llambert-") as folder:
+        path = Path(folder, "run.yaml")
+        path.write_text(dump(config), encoding="utf-8")
+        yield str(path)
+
+
+def _run_child(stage: str, command: list[str], environment: dict[str, str]) -> None:
+    """Run a stage's process to its end, and end with it if it fails.
+
+    Raises:
+        StageError: it was killed; of any other failure it has told by itself.
+    """
     child = subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | environment)
     try:
         code = child.wait()
     except BaseException:
         _stop(child)
         raise
+    if code < 0:
+        raise StageError(
+            f"stage {stage} was ended by signal {-code} ({signal.strsignal(-code)})",
+            "where nobody did that, the machine's memory was probably full (its kernel log says "
+            "so): give it more, or the stage less; the same command goes on from here",
+        )
     if code:
-        sys.exit(code if code > 0 else 1)
+        sys.exit(code)
 
 
 def check_gates(pipeline: "Pipeline", stages: Iterable[str]) -> None:

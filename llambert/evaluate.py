@@ -55,7 +55,7 @@ def evaluate(
     models: Sequence[Trained],
     folder: Folder,
     progress: Progress,
-    dtype: str = "auto",
+    actors: Mapping[str, Any],
     trust_remote_code: bool = False,
 ) -> Outcome:
     """Write metrics.json, errors.parquet and predictions/ to `folder`.
@@ -66,7 +66,7 @@ def evaluate(
         gold: the test records, `schema.GOLD`; every model labels all of them.
         annotated: id, text, gold, label of the gold records that the LLM was asked about, test
             and train alike; label is null where its answer was rejected.
-        dtype: as the corpus is labelled with.
+        actors: how the encoders are run, in the words of `label_rows`: as on the corpus.
         trust_remote_code: whether code that comes with a model may run.
 
     Raises:
@@ -85,7 +85,7 @@ def evaluate(
     if gold.num_rows and models:
         counter = progress.ray_counter()
         for model in models:
-            predicted = _predict(gold, model.folder, counter, dtype, trust_remote_code)
+            predicted = _predict(gold, model.folder, counter, actors, trust_remote_code)
             name = _predictions_of(model.variant, model.seed)
             (folder / _PREDICTIONS).write_table(name, predicted)
             one = measure(predicted, labels)
@@ -144,7 +144,11 @@ def _compare(
 
 
 def _predict(
-    gold: pa.Table, model: str, counter: Counter, dtype: str, trust_remote_code: bool
+    gold: pa.Table,
+    model: str,
+    counter: Counter,
+    actors: Mapping[str, Any],
+    trust_remote_code: bool,
 ) -> pa.Table:
     """id, gold, label, confidence, probabilities of every gold record, sorted by id."""
     import ray
@@ -155,9 +159,9 @@ def _predict(
         rows,
         model,
         counter,
-        dtype=dtype,
         probabilities=True,
         trust_remote_code=trust_remote_code,
+        **actors,
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")

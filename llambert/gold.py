@@ -15,6 +15,7 @@ from llambert.section import Location, Section
 from llambert.storage import text_hash
 from llambert.task import TaskConfig, normalise
 
+_GOLD_ROW = pa.schema([*GOLD, *(QUARANTINE.field(name) for name in ("source", "row"))])
 _SPLIT_SEED = "gold test"  # hashed with the id: the split never moves with the run's other seeds
 
 
@@ -90,7 +91,7 @@ def load_gold(config: GoldConfig | None, task: TaskConfig) -> Gold:
     Raises:
         UserError: a path or a column that does not exist.
     """
-    none = GOLD.empty_table()
+    none = _GOLD_ROW.empty_table()
     refused = [QUARANTINE.empty_table()]
     train = _read(config, config.train, task, refused) if config and config.train else none
     if config and config.test_share:
@@ -102,11 +103,11 @@ def load_gold(config: GoldConfig | None, task: TaskConfig) -> Gold:
     kept = without(train, test)
     if kept.num_rows < train.num_rows:
         ids = set(kept["id"].to_pylist())
-        twins = [{"id": key} for key in train["id"].to_pylist() if key not in ids]
+        twins = [row for row in train.to_pylist() if row["id"] not in ids]
         refused.append(_quarantined(twins, "in_test", "its text is in the test set"))
     if config and config.train_size and config.train_size < kept.num_rows:
         kept = first_by_hash(kept, config.train_size)
-    return Gold(kept, test, pa.concat_tables(refused))
+    return Gold(kept.select(GOLD.names), test.select(GOLD.names), pa.concat_tables(refused))
 
 
 def first_by_hash(records: pa.Table, size: int) -> pa.Table:
@@ -131,31 +132,24 @@ def _place(record: str) -> float:
 
 
 def _read(config: GoldConfig, path: str, task: TaskConfig, refused: list[pa.Table]) -> pa.Table:
-    """The records of `path` whose label is one of the task's, by label or alias."""
+    """The records of `path` (_GOLD_ROW) whose label is one of the task's, by label or alias."""
     names = {normalise(s): label for label, more in task.labels.items() for s in [label, *more]}
     good, bad = read_all(open_corpus(config.source(path), extra=[config.label]))
     refused.append(bad.select(QUARANTINE.names).cast(QUARANTINE))
     said = good[config.label].to_pylist()
     labels = pa.array([names.get(normalise(value or "")) for value in said], pa.string())
-    ids = good["id"].cast(pa.string())
-    table = pa.table({"id": ids, "text": good["text"], "label": labels})
+    columns = [good["id"].cast(pa.string()), good["text"], labels, good["source"], good["row"]]
+    table = pa.Table.from_arrays(columns, schema=_GOLD_ROW)
     unknown = [
-        {"id": key, "source": row["source"], "row": row["row"], "said": value}
-        for key, row, value, label in zip(
-            ids.to_pylist(),
-            good.select(["source", "row"]).to_pylist(),
-            said,
-            labels.to_pylist(),
-            strict=True,
-        )
-        if label is None
+        {**row, "detail": f"the label is {value!r}"}
+        for row, value in zip(table.to_pylist(), said, strict=True)
+        if row["label"] is None
     ]
-    for row in unknown:
-        row["detail"] = f"the label is {row.pop('said')!r}"
     refused.append(_quarantined(unknown, "unknown_label"))
     return table.filter(labels.is_valid())
 
 
 def _quarantined(rows: list[dict[str, Any]], reason: str, detail: str | None = None) -> pa.Table:
+    """`rows` (id, source, row, perhaps a detail; the rest is left) as the quarantine has them."""
     full = [{"refused": reason, "detail": detail, **row} for row in rows]
     return pa.Table.from_pylist(full, schema=QUARANTINE)

@@ -2,7 +2,7 @@
 
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
@@ -54,12 +54,29 @@ class LabelConfig(Section):
         speed = {"workers", "cpus_per_worker", "batch_tokens", "accelerator_type"}
         return self.model_dump(exclude=speed | {"variant"})
 
+    def actors(self) -> dict[str, Any]:
+        """How the encoder is run, in the words of `label_rows`."""
+        names = {"workers", "cpus_per_worker", "accelerator_type", "dtype"}
+        budget = 0 if self.batch_tokens == "auto" else self.batch_tokens
+        return self.model_dump(include=names) | {"batch_tokens": budget}
+
     @field_validator("workers")
     @classmethod
     def _range(cls, workers: tuple[int, int] | None) -> tuple[int, int] | None:
         if workers and not 1 <= workers[0] <= workers[1]:
             raise ValueError(f"{list(workers)} is no range: write [least, most], from 1 up")
         return workers
+
+
+def required_resources(config: LabelConfig, have: Mapping[str, float]) -> cluster.Workers:
+    """What the fewest actors hold on a cluster that has `have`; evaluate's are the same.
+
+    A thread is held to be a core, although Ray is told of less.
+    """
+    gpu = have.get("GPU", 0) > 0
+    each = {"GPU": 1.0} if gpu else {"CPU": float(config.cpus_per_worker or 1)}
+    each |= cluster.kind_of_gpu(config.accelerator_type)
+    return cluster.Workers(config.workers[0] if config.workers else 1, each)
 
 
 def label(
@@ -106,13 +123,9 @@ def label(
             rows,
             model,
             progress.ray_counter(),
-            workers=workers,
-            cpus_per_worker=config.cpus_per_worker,
-            accelerator_type=config.accelerator_type,
-            dtype=config.dtype,
-            batch_tokens=0 if config.batch_tokens == "auto" else config.batch_tokens,
             probabilities=config.probabilities,
             trust_remote_code=trust_remote_code,
+            **config.actors() | {"workers": workers},
         )
         filesystem, path = arrow_filesystem(folder.uri)
         light = {"num_cpus": LIGHT_CPUS}

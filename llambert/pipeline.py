@@ -138,6 +138,12 @@ class Pipeline:
     def _gold_test(self) -> str:
         return fingerprint_rows(self.gold.test, "text", "label")
 
+    @cached_property
+    def _gold_refused(self) -> dict[str, str]:
+        """The gold records left out, as an input of what tells of them; {} where none are."""
+        refused = self.gold.refused.to_pylist()
+        return {"gold.refused": fingerprint(refused)} if refused else {}
+
     @once
     def _corpus(self) -> Step:
         sources = [vars(source) for source in self.corpus.sources]
@@ -173,16 +179,22 @@ class Pipeline:
             outcome = annotate(config, task, records, folder, progress, may_ask=self._may_ask)
             self.workdir.quarantine.write_table("gold.parquet", self.gold.refused)
             outcome.details["gold_refused"] = self.gold.refusals()
+            outcome.details["to_train"] = self.asked.to_train()
             outcome.output = fingerprint_rows(
                 folder.read_table("annotations.parquet"), "id", "label"
             )
             return outcome
 
-        inputs = {"sample": output(sample), "gold": self._gold_test}
+        inputs = {"sample": output(sample), "gold": self._gold_test, **self._gold_refused}
         named: dict[str, Any] = {"annotate.parse": config.parse, "task.labels": task.labels}
         named["annotate.gold_records"] = config.gold_records
         settings = [annotator_id(config, task), *named.values()]
         return Step("annotate", "annotate", folder, run, inputs, settings, named)
+
+    def _to_train(self) -> str | None:
+        """What annotate left to train on; with more gold records to answer it is the same."""
+        manifest = self._annotate().manifest
+        return manifest.details.get("to_train", manifest.output) if manifest else None
 
     def _train(self) -> list[Step]:
         wanted = set(self.config.variants)
@@ -198,7 +210,7 @@ class Pipeline:
         start: str = config.model
         inputs: dict[str, str | None] = {"gold": self._gold_train}
         if variant == "llambert":
-            inputs = {"annotate": output(self._annotate()), "gold": self._gold_test}
+            inputs = {"annotate": self._to_train()}
         if variant == "combined":
             first = self._train_unit("llambert", seed)
             inputs["train"] = output(first)
@@ -223,7 +235,7 @@ class Pipeline:
 
     def curve_of(self) -> str:
         """What a learning curve stands on: one of other labels, gold or encoder is another's."""
-        annotated, gold = output(self._annotate()), [self._gold_train, self._gold_test]
+        annotated, gold = self._to_train(), [self._gold_train, self._gold_test]
         labels = list(self.config.task.labels)
         return fingerprint(
             [annotated, gold, self._encoder, self.config.train.what_matters(), labels]
@@ -244,18 +256,12 @@ class Pipeline:
         units = self._units(*self.config.variants)
 
         def run(progress: Progress) -> Outcome:
+            config, labels = self.config, list(self.config.task.labels)
+            gold = self.gold.test, self.asked.annotated_gold()
             models = [Trained(variant, seed, step.folder.uri) for variant, seed, step in units]
-            labels = list(self.config.task.labels)
+            actors, trusted = config.label.actors(), config.train.trust_remote_code
             return evaluate(
-                self.config.evaluate,
-                labels,
-                self.gold.test,
-                self.asked.annotated_gold(),
-                models,
-                folder,
-                progress,
-                dtype=self.config.label.dtype,
-                trust_remote_code=self.config.train.trust_remote_code,
+                config.evaluate, labels, *gold, models, folder, progress, actors, trusted
             )
 
         gold = fingerprint([self._gold_train, self._gold_test])
@@ -283,17 +289,10 @@ class Pipeline:
 
         def run(progress: Progress) -> Outcome:
             assert best is not None
-            return label(
-                self.config.label,
-                self.corpus,
-                corpus.folder,
-                made(corpus).counts["out"],
-                best[0].folder.uri,
-                step.fingerprint,
-                folder,
-                progress,
-                trust_remote_code=self.config.train.trust_remote_code,
-            )
+            config, encoder = self.config.label, best[0].folder.uri
+            records = self.corpus, corpus.folder, made(corpus).counts["out"]
+            trusted = self.config.train.trust_remote_code
+            return label(config, *records, encoder, step.fingerprint, folder, progress, trusted)
 
         parts = ("label", "label", folder, run, inputs, settings)
         step = Step(*parts, from_scratch=True, scratch=CHECKPOINT)
@@ -380,7 +379,7 @@ class Pipeline:
                 prices,
             )
 
-        inputs = {step.title: output(step) for step in steps}
+        inputs = {step.title: output(step) for step in steps} | self._gold_refused
         if curve:
             inputs["curve"] = fingerprint(curve)
         if known := prices.model_dump(exclude_defaults=True):

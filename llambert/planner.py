@@ -74,7 +74,7 @@ def make_plan(pipeline: Pipeline, measure: bool = False) -> dict[str, Any]:
         if "annotate" in missing:
             _say_what_is_asked(*to_ask(config, workdir, seen))
         with Lease(workdir), cluster.connection():
-            check_resources(pipeline, ["train", "annotate"])
+            check_resources(pipeline, missing)
             rates |= calibrate(config, workdir, missing, seen)
     tokens = _tokens(config, seen, rates)
     made = _reckon(pipeline, seen, tokens, rates, measure)

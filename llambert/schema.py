@@ -28,6 +28,8 @@ REFUSALS = {
     "duplicate_id": "an earlier record (by file name, then row) has the same id",
     "undecodable": "the line is not valid UTF-8, JSON or CSV, or has no such field",
     "corrupt_file": "the file, or the rest of it, cannot be read",
+    "unknown_label": "the gold label is none of the task's labels or their further spellings",
+    "in_test": "a gold training record whose text is in the gold test set",
 }
 
 QUARANTINE = pa.schema(

@@ -133,15 +133,15 @@ def check(config: TrainConfig) -> None:
     user_file(config.deepspeed)
 
 
-def required_resources(config: TrainConfig, have: Mapping[str, float]) -> dict[str, float]:
-    """What the workers of a training hold together on a cluster that has `have`.
+def required_resources(config: TrainConfig, have: Mapping[str, float]) -> cluster.Workers:
+    """What the workers of a training hold on a cluster that has `have`.
 
     Ray Train's controller and the progress counter hold nothing.
     """
     gpu = have.get("GPU", 0) > 0
-    cpus = config.cpus_per_worker or (_GPU_WORKER_CPUS if gpu else 1)
-    needed = {"CPU": float(config.workers * cpus)}
-    return needed | {"GPU": float(config.workers)} if gpu else needed
+    each = {"CPU": float(config.cpus_per_worker or (_GPU_WORKER_CPUS if gpu else 1))}
+    each |= ({"GPU": 1.0} if gpu else {}) | cluster.kind_of_gpu(config.accelerator_type)
+    return cluster.Workers(config.workers, each)
 
 
 def train(

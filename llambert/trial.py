@@ -80,6 +80,7 @@ def _measure(
         [Trained(_VARIANT, seed, (folder / "model").uri)],
         folder / "evaluation",
         progress,
+        {"accelerator_type": config.accelerator_type},  # what trained is there to measure
         trust_remote_code=config.trust_remote_code,
     ).details[_VARIANT]["seeds"][str(seed)]
     return {name: found[name] for name in ("accuracy", "accuracy_interval", "macro_f1")} | {

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from llambert.cluster import Workers, kind_of_gpu
 from llambert.errors import UserError
 from llambert.models import check_model
 from llambert.parse import Mode
@@ -343,12 +344,13 @@ def device(config: AnnotateConfig, have: Mapping[str, float]) -> Literal["gpu", 
     return config.device
 
 
-def required_resources(config: AnnotateConfig, have: Mapping[str, float]) -> dict[str, float]:
-    """What the fewest replicas asked for hold together on a cluster that has `have`.
+def required_resources(config: AnnotateConfig, have: Mapping[str, float]) -> Workers:
+    """What the fewest replicas asked for hold on a cluster that has `have`.
 
     An engine worker is a GPU, or a CPU core where there are none; the other engines ask for less
     than a core.
     """
     if config.engine != "vllm":
-        return {}
-    return {device(config, have).upper(): float(config.devices * config.replicas[0])}
+        return Workers(0, {})
+    each = {device(config, have).upper(): 1.0} | kind_of_gpu(config.accelerator_type)
+    return Workers(config.devices * config.replicas[0], each)

@@ -126,6 +126,26 @@ def test_what_was_refused_is_in_quarantine_with_its_reason(done):
     assert [Path(row["source"]).name for row in torn] == ["torn.parquet"]
 
 
+def test_the_closing_summary_adds_up_and_says_where_all_lies(done):
+    folder, finished = done
+    lines = finished.stdout.partition("All done.")[2].splitlines()
+    counted = [line for line in lines if " in " in line and " out" in line]
+    places = [Path(line.strip()) for line in lines if line.strip().endswith("/")]
+    assert len(counted) == len(places) == 7
+    for line, place in zip(counted, places, strict=True):
+        manifest = json.loads((place / "manifest.json").read_text())
+        counts, rate = manifest["counts"], manifest["details"].get("records_per_s")
+        assert f" {counts['in']:,} in" in line and f" {counts['out']:,} out" in line
+        assert counts["in"] == counts["out"] + sum(counts["dropped"].values())
+        for reason, records in counts["dropped"].items():
+            assert f"{reason} {records:,}" in line or not records
+        assert not rate or line.endswith(f"  {rate:,.1f}/s")
+    labelled = json.loads((places[5] / "manifest.json").read_text())
+    assert labelled["stage"] == "label" and labelled["details"]["records_per_s"] > 0
+    told = (folder / "out" / "config.yaml").read_text()
+    assert f"# ray {labelled['versions']['ray']}\n" in told and "\n# commit " in told
+
+
 def test_the_report_has_figures_that_add_up(done):
     folder, _ = done
     report = json.loads((folder / "out" / "report" / "report.json").read_text())
@@ -241,7 +261,7 @@ def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
     return running
 
 
-def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_one(
+def test_a_run_goes_on_after_ctrl_c_and_leaves_what_changes_meanwhile_to_the_next_one(
     joined, tmp_path
 ):
     config = write_run(tmp_path, gold=None)
@@ -255,9 +275,13 @@ def test_a_run_goes_on_after_ctrl_c_and_leaves_a_file_that_arrives_to_the_next_o
     running = _begin(config, tmp_path / "out" / "corpus" / "manifest.json")
     late = pa.table({"id": ["late"], "text": ["a good film that came late"]})
     pq.write_table(late, tmp_path / "corpus" / "part-9.parquet")
+    written = Path(config).read_text()
+    Path(config).write_text(written.replace("size: 400", "size: 10"))
     said, _ = running.communicate(timeout=120)
+    Path(config).write_text(written)
     assert running.returncode == 0, said
     assert "All done." in said
+    assert pq.read_table(tmp_path / "out" / "sample" / "sample.parquet").num_rows == 400
     first, second, *_ = llambert("status", config).stdout.splitlines()
     assert first.startswith("stale    corpus") and first.endswith("changed: its settings or files")
     assert second.endswith("waits for corpus")
@@ -355,6 +379,23 @@ def test_tensor_parallel_larger_than_the_cluster(done, tmp_path):
     assert "64" in finished.stderr and "tensor_parallel_size" in finished.stderr
     assert "Traceback" not in finished.stderr
     assert not (tmp_path / "out" / "corpus").exists()  # said before any stage began
+
+
+@pytest.mark.parametrize(
+    ("stage", "setting", "says"),
+    [
+        ("train", "train.workers=64", "train needs 64 CPU and the cluster has"),
+        ("evaluate", "label.accelerator_type=L40S", "evaluate asks for GPUs of kind 'L40S'"),
+        ("label", "label.cpus_per_worker=64", "label needs 64 CPU and the cluster has"),
+    ],
+)
+def test_a_stage_that_is_done_again_must_fit_the_cluster(done, stage, setting, says):
+    folder, _ = done
+    before = _versions(folder)
+    finished = llambert(stage, str(folder / "run.yaml"), "--force", "--set", setting)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert says in finished.stderr and "Traceback" not in finished.stderr
+    assert _versions(folder) == before
 
 
 def test_from_repeats_a_stage_and_no_secret_of_the_environment_is_kept(done):

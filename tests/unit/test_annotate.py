@@ -17,6 +17,7 @@ from llambert.annotate import (
     check_answered,
     required_resources,
 )
+from llambert.cluster import Workers
 from llambert.engines import openai, recorded
 from llambert.engines.config import RecordedConfig
 from llambert.engines.vllm import ENDED, _processor_config, may_be_lost
@@ -463,10 +464,13 @@ def test_required_resources():
     config = AnnotateConfig(
         model="m", tensor_parallel_size=4, pipeline_parallel_size=2, replicas=(2, 5)
     )
-    assert required_resources(config, {"CPU": 8.0}) == {"CPU": 16.0}
-    assert required_resources(config, {"CPU": 8.0, "GPU": 1.0}) == {"GPU": 16.0}
+    assert required_resources(config, {"CPU": 8.0}) == Workers(16, {"CPU": 1})
+    assert required_resources(config, {"CPU": 8.0, "GPU": 1.0}) == Workers(16, {"GPU": 1})
     on_cpu = config.model_copy(update={"device": "cpu"})
-    assert required_resources(on_cpu, {"CPU": 8.0, "GPU": 1.0}) == {"CPU": 16.0}
+    assert required_resources(on_cpu, {"CPU": 8.0, "GPU": 1.0}) == Workers(16, {"CPU": 1})
+    of_a_kind = config.model_copy(update={"accelerator_type": "A100"})
+    held = required_resources(of_a_kind, {"GPU": 1.0}).each
+    assert held == {"GPU": 1, "accelerator_type:A100": 0.001}
 
 
 def test_device_seconds_are_those_of_the_most_replicas(monkeypatch):

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import time
 
+import click
 import pytest
 from click.testing import CliRunner
 
 from llambert import STAGES, cli
+from llambert.errors import StageError
 
 HEAVY = ("torch", "vllm", "transformers", "ray", "deepspeed", "sklearn", "pandas")
 
@@ -91,7 +93,7 @@ STAGE = (
 
 @cli.cli.command()
 def wait():
-    driver._run_child([sys.executable, "-c", STAGE], {"LLAMBERT_SUPERVISED": "1"})
+    driver._run_child("wait", [sys.executable, "-c", STAGE], {"LLAMBERT_SUPERVISED": "1"})
 
 cli.main(["wait"])
 """
@@ -110,3 +112,54 @@ def test_ctrl_c_ends_a_command_and_its_stage_with_one_sentence():
     _, said = running.communicate(timeout=30)  # returns when the stage too has closed its output
     assert running.returncode == 130
     assert said.strip() == "stopped; the same command goes on from here"
+
+
+FAILING = """
+import sys
+from llambert import cli, driver
+
+@cli.cli.command()
+def fail():
+    driver._run_child("train", [sys.executable, "-c", sys.argv[1]], {})
+
+cli.main(["fail"])
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "code", "says"),
+    [
+        (
+            "import os; os.kill(os.getpid(), 9)",
+            1,
+            "error: stage train was ended by signal 9 (Killed)",
+        ),
+        ("import sys; sys.exit(4)", 4, ""),  # it has said why by itself
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+    ],
+)
+def test_a_run_ends_as_its_stage_did(stage, code, says):
+    command = [sys.executable, "-c", FAILING, stage]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == code and says in ended.stderr
+    assert ("-> " in ended.stderr) == ("signal" in says)
+    assert ended.stderr.count("Traceback") == ("Error: " in says)  # of the run there is none
+
+
+def fail_with(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (StageError("the cause", "the remedy"), "error: the cause\n  -> the remedy\n"),
+        (ValueError("a mistake of ours"), "Traceback"),
+    ],
+)
+def test_a_failure_is_exit_code_1(monkeypatch, capfd, error, says):
+    failing = click.Command("fail", callback=lambda: fail_with(error))
+    monkeypatch.setitem(cli.cli.commands, "fail", failing)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["fail"])
+    assert ended.value.code == 1 and capfd.readouterr().err.startswith(says)

@@ -184,6 +184,28 @@ def test_the_resolved_file_loads_back(write, tmp_path):
     assert load(str(tmp_path / "again.yaml")) == config
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "annotate.openai.api_key_env=null",
+        "annotate.engine_kwargs={a: null, b: [1, {c: null}], d: '1'}",
+        "task.labels={yes: [on, '1'], no: [null, '0']}",
+        "task.system='a: b # c\\n\t\u2028é'",
+        "gold={train: gold.parquet, test_share: 0.1}",
+        "train.learning_rate=1e-7",
+        "cascade={}",
+    ],
+)
+def test_whatever_is_set_loads_back(write, tmp_path, override):
+    """The stages of a run read it so, and not the file that may have been edited meanwhile."""
+    config = load(write(), [override])
+    place = tmp_path / "elsewhere" / "again.yaml"
+    place.parent.mkdir()
+    place.write_text(dump(config))
+    again = load(str(place))
+    assert again == config and dump(again) == dump(config)
+
+
 def test_a_text_that_reads_as_a_variable_is_dumped_as_itself(write, tmp_path):
     prompt = "Is $${HOME} $$${HOME} $5 ${} {text}?"
     config = load(write(RUN.replace("Is {text} good?", prompt)))

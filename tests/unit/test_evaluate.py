@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from llambert.asked import ANNOTATED_GOLD
 from llambert.evaluate import EvaluateConfig, Trained, _agreement, _compare, _mistakes, evaluate
+from llambert.label import LabelConfig
 from llambert.progress import Progress
 from llambert.schema import GOLD
 from llambert.storage import Folder
@@ -40,6 +41,7 @@ def test_without_gold_there_are_no_mistakes_and_nothing_of_an_earlier_evaluation
         [Trained("llambert", 1, "/no/model")],
         folder,
         Progress("evaluate", quiet=True),
+        LabelConfig().actors(),
     )
     assert outcome.counts == {"in": 0, "out": 0, "dropped": {}}
     assert outcome.details == folder.read_json("metrics.json") == {"gold_records": 0}

@@ -6,6 +6,7 @@ import pytest
 
 from llambert.errors import UserError
 from llambert.gold import GoldConfig, check_not_empty, load_gold
+from llambert.schema import GOLD, REFUSALS
 from llambert.task import TaskConfig
 
 TASK = TaskConfig(labels={"no": ["neg"], "yes": ["pos"]}, prompt="{text}?")
@@ -39,6 +40,7 @@ def test_labels_may_be_aliases_and_unknown_ones_are_counted(write):
     assert gold.train.to_pylist() == [{"id": "a", "text": "one", "label": "yes"}]
     assert gold.test.num_rows == 0
     assert gold.refusals() == {"empty_text": 1, "unknown_label": 2}
+    assert REFUSALS.keys() >= {*gold.refusals(), "in_test"}  # the report tells their meanings
     refused = {row["id"]: row for row in gold.refused.to_pylist()}
     assert refused["b"]["detail"] == "the label is 'maybe'" and refused["b"]["row"] == 1
     assert refused["c"]["source"].endswith("train.jsonl")
@@ -58,6 +60,9 @@ def test_no_text_of_the_test_set_is_trained_on(write):
     gold = load_gold(config, TASK)
     assert gold.train["id"].to_pylist() == ["r0", "r1", "r2", "r3"]
     assert gold.refusals() == {"in_test": 1}
+    (twin,) = gold.refused.to_pylist()
+    assert (twin["id"], twin["row"], twin["source"]) == ("copy", 4, config.train)
+    assert gold.train.schema == gold.test.schema == GOLD
 
 
 @pytest.mark.parametrize("key", ["id", None])

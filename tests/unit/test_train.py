@@ -88,8 +88,10 @@ def test_records_that_cannot_be_learned_from_are_refused(labels, said):
 
 def test_what_a_training_holds():
     config = TrainConfig(workers=4)
-    assert required_resources(config, {"CPU": 64}) == {"CPU": 4}
-    assert required_resources(config, {"CPU": 64, "GPU": 8}) == {"CPU": 8, "GPU": 4}
+    assert required_resources(config, {"CPU": 64}) == cluster.Workers(4, {"CPU": 1})
+    two = {"CPU": 2, "GPU": 1, "accelerator_type:L40S": 0.001}
+    config = TrainConfig(workers=4, accelerator_type="L40S")
+    assert required_resources(config, {"CPU": 64, "GPU": 8}) == cluster.Workers(4, two)
 
 
 def test_configs_that_contradict_themselves_are_refused():

@@ -1,0 +1,26 @@
+"""What the settings of labelling ask of the actors that run the encoder."""
+
+import inspect
+
+from llambert.classify import label_rows
+from llambert.cluster import Workers
+from llambert.label import LabelConfig, required_resources
+
+
+def test_the_actors_are_those_that_the_run_file_asks_for():
+    """Evaluate runs the encoder by the same settings, for the same reasons of memory and kind."""
+    asked = {"workers": (1, 2), "cpus_per_worker": 3, "accelerator_type": "L40S"}
+    actors = LabelConfig(**asked, dtype="float16", batch_tokens=512).actors()
+    assert actors == {**asked, "dtype": "float16", "batch_tokens": 512}
+    inspect.signature(label_rows).bind("rows", "model", "counter", **actors)
+    assert LabelConfig().actors()["batch_tokens"] == 0  # found out on the device
+
+
+def test_what_the_actors_hold():
+    config = LabelConfig(workers=[2, 8], accelerator_type="L40S")
+    kind = {"accelerator_type:L40S": 0.001}
+    assert required_resources(config, {"CPU": 64, "GPU": 8}) == Workers(2, {"GPU": 1} | kind)
+    assert required_resources(LabelConfig(cpus_per_worker=64), {"CPU": 2}) == Workers(
+        1, {"CPU": 64}
+    )
+    assert required_resources(LabelConfig(), {"CPU": 2}) == Workers(1, {"CPU": 1})
