@@ -188,7 +188,7 @@ def test_the_resolved_file_loads_back(write, tmp_path):
     "override",
     [
         "annotate.openai.api_key_env=null",
-        "annotate.engine_kwargs={a: null, b: [1, {c: null}], d: '1'}",
+        "annotate={engine: vllm, model: m, engine_kwargs: {a: null, b: [1, {c: null}], d: '1'}}",
         "task.labels={yes: [on, '1'], no: [null, '0']}",
         "task.system='a: b # c\\n\t\u2028é'",
         "gold={train: gold.parquet, test_share: 0.1}",

@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
+from llambert import cluster
 from llambert import train as stage
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings
 from llambert.errors import UserError
