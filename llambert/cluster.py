@@ -18,6 +18,10 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
+# The address of a Ray that this process or the run above it has started: its workers have the
+# environment from there. Given to Ray instead, every worker starts Python twice.
+_OWN = "LLAMBERT_OWN_RAY"
+
 _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need longer than it waits
 
 # Notices of what is as it should be: that the local cluster asks for a token, that our own
@@ -74,9 +78,13 @@ def connection() -> Iterator[None]:
             "Ray and Python here as there",
         ) from error
     _quiet_ray_data()
+    if not address:
+        os.environ[_OWN] = ray.get_runtime_context().gcs_address
     try:
         yield
     finally:
+        if not address:
+            del os.environ[_OWN]
         ray.shutdown()
 
 
@@ -88,6 +96,8 @@ def _init(address: str | None) -> None:
     """
     import ray
 
+    own = not address or address == os.environ.get(_OWN)
+    environment = {} if own else {name: os.environ[name] for name in _ENVIRONMENT}
     for attempt in range(1, _STARTS + 1):
         try:
             ray.init(
@@ -96,7 +106,7 @@ def _init(address: str | None) -> None:
                 log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
                 logging_level=logging.WARNING,
                 include_dashboard=None if address else False,
-                runtime_env={"env_vars": {k: os.environ[k] for k in _ENVIRONMENT}},
+                runtime_env={"env_vars": environment} if environment else None,
             )
             return
         except Exception as error:

@@ -247,13 +247,18 @@ def test_labelling_again_replaces_the_labels(done):
 def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
     """A run that has got as far as to write `sign`."""
     command = [sys.executable, "-m", "llambert", "run", config, "--until", "sample"]
-    running = subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    # A child inherits that SIGINT is ignored, as in a shell's background, but not a handler.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        running = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGINT, before)
     while not sign.exists():
         assert running.poll() is None
         time.sleep(0.02)
@@ -383,7 +388,7 @@ def test_tensor_parallel_larger_than_the_cluster(done, tmp_path):
 @pytest.mark.parametrize(
     ("stage", "setting", "says"),
     [
-        ("train", "train.workers=64", "train needs 64 CPU and the cluster has"),
+        ("train", "train.workers=16", "train needs 16 CPU and the cluster has"),
         ("evaluate", "label.accelerator_type=L40S", "evaluate asks for GPUs of kind 'L40S'"),
         ("label", "label.cpus_per_worker=64", "label needs 64 CPU and the cluster has"),
     ],

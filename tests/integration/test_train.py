@@ -72,8 +72,9 @@ def right(folder: str) -> dict[str, float]:
 
 def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     """Two trainings went the same way, but for the clock."""
+    clock = {"seconds": 0, "validation_seconds": 0}
     for epoch, again in zip(one["epochs"], other["epochs"], strict=True):
-        assert {**epoch, "seconds": 0} == {**again, "seconds": 0}
+        assert epoch | clock == again | clock
     assert one["tokens"] == other["tokens"]
     assert one["best_epoch"] == other["best_epoch"]
 
