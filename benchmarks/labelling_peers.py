@@ -207,7 +207,8 @@ def ray_recipe(rows: int, work: Work) -> tuple[float, float]:
     cpus = {"num_cpus": 1 - 1 / work.workers}
     settings = ("model", "max_length", "device", "dtype")
     with all_ready() as seconds:
-        files = ray.data.read_parquet(work.corpus, override_num_blocks=work.files)
+        # small files are read as one block, which would leave all work to one actor
+        files = ray.data.read_parquet(work.corpus).repartition(work.files)
         files.map_batches(
             Recipe,
             fn_constructor_kwargs={name: getattr(work, name) for name in settings},
