@@ -118,11 +118,11 @@ class Lease:
         if found.get("machine") and found["machine"] == self._mine["machine"]:
             try:
                 os.kill(found["pid"], 0)
-                return _started(found["pid"]) == found["started"]  # else its number was given again
             except ProcessLookupError:
                 return False
             except PermissionError:  # another user's process, of which no more can be known
-                pass
+                return self._age_s(number) <= _STALE_S
+            return _started(found["pid"]) == found["started"]  # else its number was given again
         return self._age_s(number) <= _STALE_S
 
     def _age_s(self, number: int) -> float:
