@@ -14,7 +14,7 @@ from llambert.step import Step, run_step
 from llambert.storage import Folder, Outcome, fingerprint_model, fingerprint_rows
 from llambert.train import TrainConfig, train
 
-_VARIANT = "trial"
+VARIANT = "trial"  # as which its predictions are kept
 _KEPT = (
     *("training_records", "validation_records", "validation_accuracy", "best_epoch", "tokens"),
     *("training_seconds", "records_per_s", "device", "workers", "device_seconds", "warnings"),
@@ -77,12 +77,12 @@ def _measure(
         labels,
         test,
         ANNOTATED_GOLD.empty_table(),
-        [Trained(_VARIANT, seed, (folder / "model").uri)],
+        [Trained(VARIANT, seed, (folder / "model").uri)],
         folder / "evaluation",
         progress,
         {"accelerator_type": config.accelerator_type},  # what trained is there to measure
         trust_remote_code=config.trust_remote_code,
-    ).details[_VARIANT]["seeds"][str(seed)]
+    ).details[VARIANT]["seeds"][str(seed)]
     return {name: found[name] for name in ("accuracy", "accuracy_interval", "macro_f1")} | {
         "test_records": found["records"]
     }

@@ -27,6 +27,7 @@ from labelling_peers import (
     prepare,
 )
 from noise import flipped
+from noise_aware import contradicted, hits
 from paper_runs import _written
 from paper_table import claim, column
 from provenance import provenance
@@ -85,6 +86,15 @@ def test_a_share_of_the_labels_is_flipped_and_a_larger_one_contains_it():
     assert len(changed(10, 1)) == 20
     assert changed(10, 1) < changed(48.5, 1) and len(changed(48.5, 1)) == 97
     assert changed(10, 1) != changed(10, 2)
+
+
+def test_what_is_suspected_is_held_against_what_gold_contradicts():
+    gold = pa.table({"id": ["c", "b", "a", "more"], "label": ["good", "bad", "good", "bad"]})
+    said = pa.table({"id": ["a", "b", "c"], "label": ["good", "good", "good"]})
+    wrong = contradicted(said, gold)
+    assert wrong.tolist() == [False, True, False]
+    suspects = np.array([True, True, False])
+    assert hits(suspects, wrong) == {"records": 3, "suspected": 2, "wrong": 1, "both": 1}
 
 
 def test_claims_are_as_sure_as_their_interval():
