@@ -240,7 +240,8 @@ class Labeller:
         The probabilities are of shape (sequences, labels), each row summing to 1.
 
         Raises:
-            StageError: the memory does not suffice for a single sequence.
+            StageError: the memory does not suffice for a single sequence, or an output is not a
+                number.
         """
         import torch
 
@@ -268,6 +269,11 @@ class Labeller:
         if order:
             found = torch.cat(logits).float().softmax(dim=-1)
             shares[np.concatenate(order)] = found.cpu().numpy()
+        if unknown := np.count_nonzero(~np.isfinite(shares).all(axis=1)):
+            raise StageError(
+                f"the encoder's output for {unknown} of {len(shares)} records is not a number",
+                "float16 overflows in many encoders: set label.dtype to bfloat16 or float32",
+            )
         return shares, cells
 
     def _halve(self, lengths: NDArray[np.int64], error: Exception) -> None:

@@ -29,6 +29,11 @@ _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need l
 _CHATTY = ("ray._private.authentication", "ray.data._internal.progress")
 
 
+# Until an execution in which no block moves is given up. A block of a large encoder takes a core
+# more than Ray's half an hour, and a GPU may have to be waited for longer than that.
+_NO_PROGRESS_S = 6 * 3600.0
+_INIT_DEATHS = 5  # of actors that load, one after another; Ray's default gives up at the first
+
 KIND_OF_GPU = "accelerator_type:"  # a resource of a node; its name ends in the kind
 
 
@@ -77,7 +82,7 @@ def connection() -> Iterator[None]:
             "give host:port of its head node (port 6379 by default), and run the same versions of "
             "Ray and Python here as there",
         ) from error
-    _quiet_ray_data()
+    _configure_ray_data()
     if not address:
         os.environ[_OWN] = ray.get_runtime_context().gcs_address
     try:
@@ -200,11 +205,16 @@ def even_share(nodes: list[int], workers: int) -> int:
     return max(fits, default=1)
 
 
-def _quiet_ray_data() -> None:
-    """The product draws its own progress; Ray Data's bars and notices would cover it."""
+def _configure_ray_data() -> None:
+    """How all our work with Ray Data differs from its defaults.
+
+    The product draws its own progress; Ray Data's bars and notices would cover it.
+    """
     from ray.data import DataContext
 
     context = DataContext.get_current()
+    context.execution_no_progress_timeout_s = _NO_PROGRESS_S
+    context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for handler in logging.getLogger("ray.data").handlers:

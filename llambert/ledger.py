@@ -105,9 +105,13 @@ class Ledger:
         if last := self.last_night():
             self._write(lambda table: pc.equal(table["night"], night), [], last)
 
-    def knows(self, prefix: str) -> bool:
-        """Whether a file that was labelled has a URI that begins so."""
-        return any(pc.any(pc.starts_with(t["uri"], prefix)).as_py() for t in self._tables())
+    def knows(self, folder: str) -> bool:
+        """Whether a file that was labelled lies in `folder` (its URI and a slash), or is that."""
+        for table in self._tables():
+            inside = pc.starts_with(table["uri"], folder)
+            if pc.any(pc.or_(inside, pc.equal(table["uri"], folder.rstrip("/")))).as_py():
+                return True
+        return False
 
     def _write(self, out: Callable[[pa.Table], Any], added: list[Entry], last: int) -> None:
         """Write the ledger anew, without the rows for which `out` is true."""

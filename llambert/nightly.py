@@ -19,14 +19,15 @@ from llambert.config import RunConfig
 from llambert.corpus import inspect_corpus
 from llambert.drift import Profile, reasons, shifts, together
 from llambert.errors import NoFilesError, StageError, UserError
-from llambert.label import CHECKPOINT, label
+from llambert.label import CHECKPOINT, label, required_resources
 from llambert.lease import Lease
 from llambert.ledger import Entry, Ledger, entries
 from llambert.nightly_model import find_model, weights_version
+from llambert.preflight import fits
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, common_folder, open_corpus
 from llambert.step import Step, check_writable, output, run_step, versions
-from llambert.storage import Folder, Manifest, Outcome, fingerprint
+from llambert.storage import Folder, Manifest, Outcome, fingerprint, list_files
 from llambert.workdir import Workdir
 
 PUBLISHED = "_SUCCESS"  # as Spark and Hadoop mark a folder that is whole, for sensors to wait for
@@ -99,7 +100,8 @@ class Nights:
             The nights done now: none, one, or two.
 
         Raises:
-            UserError: another process is at it, or the corpus is not to be read.
+            UserError: another process is at it, the corpus is not to be read, or the cluster is
+                too small for `label`.
             CountError: records were lost or doubled.
             StageError: the store failed, or the model was changed meanwhile.
         """
@@ -114,8 +116,12 @@ class Nights:
             if job is None:
                 return []
             with cluster.connection():
+                have = cluster.resources()
+                needs = required_resources(self._config.label, have)
+                fits("the night", needs, have, cluster.nodes())
                 done = [self._do(job)]
-                further = self._begin(open_corpus(self._config.corpus)) if resumed else None
+                corpus = self._corpus() if resumed else None
+                further = self._begin(corpus) if corpus else None
                 return [*done, self._do(further)] if further else done
 
     def _night(self, number: int) -> Folder:
@@ -128,20 +134,36 @@ class Nights:
 
     def _corpus(self) -> Corpus | None:
         """The corpus; None where its files have all been moved away since they were labelled."""
+        config = self._config.corpus
         try:
-            return open_corpus(self._config.corpus)
+            return open_corpus(config)
         except NoFilesError:
-            # else the path may be a wrong one, and nothing would ever be labelled
-            if self._ledger.knows(common_folder(self._config.corpus.paths)):
-                return None
+            emptied = {path for path in config.paths if self._emptied(path)}
+            return (
+                None if emptied.issuperset(config.paths) else open_corpus(config, without=emptied)
+            )
+
+    def _emptied(self, path: str) -> bool:
+        """Whether all files of one of the corpus' paths are gone since they were labelled.
+
+        Raises:
+            NoFilesError: it has none and never had: it may be a wrong one.
+        """
+        try:
+            list_files([path])
+        except NoFilesError:
+            if self._ledger.knows(common_folder([path])):
+                return True
             raise
+        return False
 
     def _repair(self) -> None:
         """Conclude a night that was killed between its manifest and its last file."""
         number = max(self._numbers(), default=0)
         manifest = self._night(number).manifest()
         if manifest and not self._concluded(number, manifest):
-            self._conclude(number, self._frozen(number)[1], manifest)
+            discarded = self._night(number).exists(DISCARDED)
+            self._conclude(number, [] if discarded else self._frozen(number)[1], manifest)
 
     def _check_columns(self, corpus: Corpus) -> None:
         manifest = self._night(self.last).manifest()

@@ -97,13 +97,13 @@ class Corpus:
         return replace(self, sources=())
 
 
-def list_sources(config: CorpusConfig) -> list[Source]:
-    """The files of a corpus, sorted by uri.
+def list_sources(config: CorpusConfig, without: Collection[str] = ()) -> list[Source]:
+    """The files of a corpus, sorted by uri; those of its paths `without` are left out.
 
     Raises:
         UserError: a path that does not exist or holds no file.
     """
-    found = list_files(config.paths)
+    found = list_files(path for path in config.paths if path not in without)
     base = common_folder(config.paths, {entry["uri"] for entry in found})
     return [Source(**entry, name=entry["uri"].removeprefix(base)) for entry in found]
 
@@ -128,18 +128,21 @@ def common_folder(paths: list[str], files: Collection[str] = ()) -> str:
     return "/".join(common) + "/" if common else ""
 
 
-def open_corpus(config: CorpusConfig, extra: Iterable[str] = ()) -> Corpus:
+def open_corpus(
+    config: CorpusConfig, extra: Iterable[str] = (), without: Collection[str] = ()
+) -> Corpus:
     """Find the files and look at the head of one that can be read.
 
     Args:
         config: Where and what.
         extra: Further columns to read, as strings: a label, say.
+        without: Those of its paths that are left out.
 
     Raises:
         UserError: no such path, no file, formats mixed or unknown, no readable file, a column
             that does not exist or cannot be used.
     """
-    sources = list_sources(config)
+    sources = list_sources(config, without)
     format = config.format or _format_of(sources)
     if format == "text" and config.id:
         raise UserError(

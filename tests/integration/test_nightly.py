@@ -234,6 +234,8 @@ def test_a_killed_night_of_a_new_model_goes_on_and_what_came_since_is_judged(fol
 def test_a_night_without_one_good_record_is_held(folder, other_model):
     table = pa.table({"id": ["x", "y"], "text": pa.nulls(2, pa.string())})
     pq.write_table(table, folder / "corpus" / "g.parquet")
+    large = nightly(folder, "--model", other_model, "--set=label.cpus_per_worker=64")
+    assert large.returncode == 2 and "the night needs 64 CPU" in large.stderr, large.stderr
     held = nightly(folder, "--model", other_model)
     assert held.returncode == 3, held.stdout + held.stderr
     assert "night 3 looks wrong: not one of its records is good" in held.stderr

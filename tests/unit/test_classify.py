@@ -13,6 +13,7 @@ import pytest
 from llambert.budget import find_budget, fits, measure
 from llambert.classify import Labeller, Tokenizer
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
+from llambert.errors import StageError
 from llambert.forward import Forward
 
 TEXTS = ["a good film", "bad", "the plot is thin but the actors are very good " * 20, "so so", "a"]
@@ -112,6 +113,15 @@ def test_a_block_keeps_its_ids_and_says_how_sure_it_is(folder):
     part = labeller(tokens.slice(2, 2))  # a view into the middle of Arrow's buffers
     assert part["confidence"].to_pylist() == pytest.approx(table["confidence"].to_pylist()[2:4])
     assert labeller(Tokenizer(folder)(block.slice(0, 0))).num_rows == 0
+
+
+def test_an_output_that_is_not_a_number_is_no_label(folder, tmp_path):
+    broken = load_classifier(folder)
+    broken.classifier.out_proj.bias.data[0] = float("nan")
+    broken.save_pretrained(tmp_path / "broken")
+    load_tokenizer(folder).save_pretrained(tmp_path / "broken")
+    with pytest.raises(StageError, match="1 of 1 records is not a number"):
+        Labeller(str(tmp_path / "broken"))
 
 
 def test_the_counter_hears_of_readiness_then_of_records_tokens_and_padding(folder):

@@ -1,6 +1,7 @@
 """Which files a night takes, what `--publish` and `--discard` do; labelling is tested on Ray."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,27 @@ def test_a_landing_folder_that_was_emptied_has_nothing_new(nights, config, tmp_p
     assert nights.label() == []
 
 
+def test_a_path_that_was_emptied_hides_nothing_of_the_others(nights, config, tmp_path):
+    (tmp_path / "more").mkdir()
+    for name in ("more/c", "single"):
+        (tmp_path / f"{name}.txt").write_text("a text")
+    paths = [str(tmp_path / name) for name in ("corpus", "more", "single.txt")]
+    several = config.corpus.model_copy(update={"path": paths})
+    config = config.model_copy(update={"corpus": several})
+    nights = Nights(config, str(tmp_path / "model"))
+    done(nights, config)
+    shutil.rmtree(tmp_path / "corpus")
+    (tmp_path / "single.txt").unlink()
+    (tmp_path / "more" / "d.txt").write_text("a text that is new")
+    corpus = nights._corpus()
+    assert corpus is not None
+    assert [source.name for source in corpus.sources] == ["more/c.txt", "more/d.txt"]
+    job = nights._begin(corpus)
+    assert job is not None and [source.name for source in job.corpus.sources] == ["more/d.txt"]
+    shutil.rmtree(tmp_path / "more")
+    assert nights._corpus() is None
+
+
 def test_a_path_of_which_nothing_was_ever_labelled_is_a_mistake(nights, config, tmp_path):
     done(nights, config)
     for path in ("corpse", "corp"):
@@ -157,6 +179,17 @@ def test_a_discarded_nights_files_are_new_again(nights, config, tmp_path):
     job = nights._begin(open_corpus(config.corpus))
     assert job is not None and job.number == 3
     assert [Path(entry.uri).name for entry in job.entries] == ["b.txt", "c.txt"]
+
+
+def test_a_night_that_was_discarded_before_the_ledger_had_it_leaves_its_files_new(nights, config):
+    begun = nights._begin(open_corpus(config.corpus))
+    assert begun is not None
+    leave(config, nights.folder.uri.split("/")[-1], begun.number)  # killed after its manifest
+    discard(config, str(begun.number))
+    nights._repair()
+    job = nights._begin(open_corpus(config.corpus))
+    assert job is not None and job.number == 2
+    assert [entry.uri for entry in job.entries] == [entry.uri for entry in begun.entries]
 
 
 def test_a_published_night_is_not_discarded(nights, config):
