@@ -10,6 +10,7 @@ flipped at a larger one too. Every training is a step: stopped, the same command
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from llambert.config import RunConfig, load
 from llambert.gold import load_gold
 from llambert.interval import student_interval
 from llambert.progress import Progress
-from llambert.step import run_step
+from llambert.step import Step, run_step
 from llambert.storage import Folder
 from llambert.trial import Trials
 
@@ -47,10 +48,7 @@ def main() -> None:
                     title = f"{share:g} % flipped, {way}, seed {seed}"
                     place = Folder(located(a.place)) / way.replace(" ", "-") / f"{share:g}"
                     step = trials[way].step(title, records, seed, place / f"seed-{seed}")
-                    with Progress("noise") as progress:
-                        found = (step.manifest or run_step(step, progress)).details
-                    accuracies.setdefault((share, way), []).append(100 * found["accuracy"])
-                    print(f"{step.title}: {100 * found['accuracy']:.2f} %", flush=True)
+                    accuracies.setdefault((share, way), []).append(measured(step))
     for line in _table(accuracies, a.ways):
         print(line)
     if a.json:
@@ -76,6 +74,21 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     parser.add_argument("--json", help="write all figures to this file")
     return parser.parse_args()
+
+
+def measured(step: Step) -> float:
+    """The accuracy, in per cent, of a trial that is done, or is done now; printed too."""
+    with Progress("noise") as progress:
+        found = (step.manifest or run_step(step, progress)).details
+    print(f"{step.title}: {100 * found['accuracy']:.2f} %", flush=True)
+    return 100 * found["accuracy"]
+
+
+def mean_told(values: Sequence[float]) -> str:
+    """The mean of one value a seed, with Student's interval where there are several."""
+    mean = sum(values) / len(values)
+    half = f" ± {student_interval(values)[1] - mean:.2f}" if len(values) > 1 else ""
+    return f"{mean:.2f}{half}"
 
 
 def flipped(records: pa.Table, labels: list[str], percent: float, seed: int) -> pa.Table:
@@ -109,10 +122,8 @@ def _table(accuracies: dict[tuple[float, str], list[float]], ways: list[str]) ->
         cells = [f"{share:g}"]
         for way in ways:
             found = accuracies[share, way]
-            mean = sum(found) / len(found)
-            half = f" ± {student_interval(found)[1] - mean:.2f}" if len(found) > 1 else ""
             paper = NOISE.get(share)
-            cells += [f"{mean:.2f}{half}", f"{paper[_WAYS.index(way)]:.2f}" if paper else ""]
+            cells += [mean_told(found), f"{paper[_WAYS.index(way)]:.2f}" if paper else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from noise import mean_told, measured
 from numpy.typing import NDArray
 from paper_runs import do, located, train_run
 from provenance import provenance
@@ -26,10 +27,7 @@ from llambert.cluster import connection
 from llambert.config import load
 from llambert.evaluate import read_predictions
 from llambert.gold import load_gold
-from llambert.interval import student_interval
 from llambert.pipeline import Pipeline
-from llambert.progress import Progress
-from llambert.step import Step, run_step
 from llambert.storage import Folder
 from llambert.trial import VARIANT, Trials
 
@@ -57,8 +55,7 @@ def main() -> None:
             for way, left_out in zip(_WAYS, (wrong & False, suspects, wrong), strict=True):
                 part, place = records.filter(pa.array(~left_out)), folder / way.split()[0]
                 step = trials.step(f"{way}, seed {seed}", part, seed, place)
-                accuracies[way].append(100 * _done(step)["accuracy"])
-                print(f"{step.title}: {accuracies[way][-1]:.2f} %", flush=True)
+                accuracies[way].append(measured(step))
     for line in _table(accuracies):
         print(line)
     if a.json:
@@ -88,13 +85,8 @@ def contradicted(records: pa.Table, gold: pa.Table) -> NDArray[np.bool_]:
 
 def hits(suspects: NDArray[np.bool_], wrong: NDArray[np.bool_]) -> dict[str, int]:
     """How many labels are suspected, how many are wrong, and how many are both."""
-    both = np.count_nonzero(suspects & wrong)
-    return {
-        "records": len(wrong),
-        "suspected": int(np.count_nonzero(suspects)),
-        "wrong": int(np.count_nonzero(wrong)),
-        "both": int(both),
-    }
+    counted = {"suspected": suspects, "wrong": wrong, "both": suspects & wrong}
+    return {"records": len(wrong)} | {name: int(each.sum()) for name, each in counted.items()}
 
 
 def _suspects(
@@ -109,18 +101,12 @@ def _suspects(
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(targets, targets)
     for number, (others, part) in enumerate(parts):
         title, place = f"part {number + 1} of {folds}, seed {seed}", folder / f"part-{number}"
-        measured = Trials(trials.config, trials.labels, records.take(pa.array(part)))
-        _done(measured.step(title, records.take(pa.array(others)), seed, place))
+        on_part = Trials(trials.config, trials.labels, records.take(pa.array(part)))
+        measured(on_part.step(title, records.take(pa.array(others)), seed, place))
         predicted.append(read_predictions(place / "evaluation", VARIANT, seed))
     table = pa.concat_tables(predicted).sort_by("id")
     assert table["id"].to_pylist() == records["id"].to_pylist()
     return find_label_issues(targets, np.stack(table["probabilities"].to_numpy()), n_jobs=1)
-
-
-def _done(step: Step) -> dict[str, Any]:
-    """The figures of a trial that is done, or is done now."""
-    with Progress("noise") as progress:
-        return (step.manifest or run_step(step, progress)).details
 
 
 def _table(accuracies: dict[str, list[float]]) -> list[str]:
@@ -128,14 +114,8 @@ def _table(accuracies: dict[str, list[float]]) -> list[str]:
     lines = ["| trained on | accuracy, % | more than all, points |", "|---|---|---|"]
     for way, values in accuracies.items():
         gains = np.subtract(values, accuracies[_WAYS[0]])
-        lines.append(f"| {way} | {_mean(values)} | {_mean(gains.tolist())} |")
+        lines.append(f"| {way} | {mean_told(values)} | {mean_told(gains.tolist())} |")
     return lines
-
-
-def _mean(values: list[float]) -> str:
-    mean = sum(values) / len(values)
-    half = f" ± {student_interval(values)[1] - mean:.2f}" if len(values) > 1 else ""
-    return f"{mean:.2f}{half}"
 
 
 if __name__ == "__main__":

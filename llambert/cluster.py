@@ -28,7 +28,6 @@ _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need l
 # progress line stands in for Ray Data's bars.
 _CHATTY = ("ray._private.authentication", "ray.data._internal.progress")
 
-
 # Until an execution in which no block moves is given up. A block of a large encoder takes a core
 # more than Ray's half an hour, and a GPU may have to be waited for longer than that.
 _NO_PROGRESS_S = 6 * 3600.0

@@ -139,9 +139,9 @@ class Nights:
             return open_corpus(config)
         except NoFilesError:
             emptied = {path for path in config.paths if self._emptied(path)}
-            return (
-                None if emptied.issuperset(config.paths) else open_corpus(config, without=emptied)
-            )
+            if emptied.issuperset(config.paths):
+                return None
+            return open_corpus(config, without=emptied)
 
     def _emptied(self, path: str) -> bool:
         """Whether all files of one of the corpus' paths are gone since they were labelled.
