@@ -18,6 +18,7 @@ from llambert.encoder import (
     load_tokenizer,
     local_folder,
     longest_input,
+    longest_text,
     tokenize,
 )
 from llambert.errors import StageError
@@ -134,22 +135,16 @@ def _tokenizers(device: str) -> int:
 
 
 class Tokenizer:
-    """id, text, … as id and tokens (list of int32): cut to the tokenizer's `model_max_length`.
-
-    Training sets that to the length that the model was trained at; of a model made elsewhere it
-    may be no limit at all, and then the model's own positions are.
+    """id, text, … as id and tokens (list of int32): cut to the most that the model reads.
 
     Args:
         model: the fine-tuned model's folder; its weights are not fetched.
     """
 
     def __init__(self, model: str, trust_remote_code: bool = False) -> None:
-        from transformers import AutoConfig
-
         folder = local_folder(model, weights=False)
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         self._tokenizer = load_tokenizer(folder, trust_remote_code)
-        self._most = longest_input(config, self._tokenizer)
+        self._most = longest_text(folder, self._tokenizer, trust_remote_code)
 
     def __call__(self, block: pa.Table) -> pa.Table:
         found = tokenize(self._tokenizer, block["text"].to_pylist(), self._most)

@@ -18,6 +18,10 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
+# For a Ray that is started here. By default each stage would begin with as many idle workers as
+# there are cores, of which most end unused after a second's work each.
+_LOCAL_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
+
 # The address of a Ray that this process or the run above it has started: its workers have the
 # environment from there. Given to Ray instead, every worker starts Python twice.
 _OWN = "LLAMBERT_OWN_RAY"
@@ -58,9 +62,9 @@ def connection() -> Iterator[None]:
             no address of a cluster.
         StageError: Ray did not start on this machine.
     """
-    for name, value in _ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
+    for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
+        os.environ.setdefault(name, value)
     _check_scheme(address or "")
     import ray
 

@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llambert.errors import UserError
-from llambert.storage import Folder, fingerprint, is_remote, list_files
+from llambert.storage import MANIFEST, Folder, fingerprint, is_remote, list_files
 
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "data2vec-text"}
+_TOKENIZERS = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}  # of kinds of models
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx")
 _CHARACTERS_PER_TOKEN = 10  # a first cut; text that comes out short of tokens is done whole
 
@@ -69,28 +70,38 @@ def machine_cache() -> str:
 def load_tokenizer(model: str, trust_remote_code: bool = False) -> Any:
     """The fast tokenizer of `model`, a hub name or a folder."""
     folder = local_folder(model)
-    if _needs_no_class(folder):
-        from transformers import PreTrainedTokenizerFast
+    if name := _tokenizer_class(folder):
+        import transformers
 
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return getattr(transformers, name).from_pretrained(folder)
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(folder, use_fast=True, trust_remote_code=trust_remote_code)
 
 
-def _needs_no_class(folder: str) -> bool:
-    """Whether a folder's tokenizer is what its tokenizer.json says, without a class for the model.
+def _tokenizer_class(folder: str) -> str | None:
+    """The class that AutoTokenizer would take for a folder, where that is plain to see.
 
-    AutoTokenizer comes to the same, after 4 s of imports: of every configuration it knows, torch
-    and scikit-learn.
+    AutoTokenizer costs 4 s of imports: of every configuration it knows, torch and scikit-learn.
     """
+    settings = _read_json(folder, "tokenizer_config.json")
+    if "auto_map" in settings:
+        return None
+    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    if name in ("TokenizersBackend", "PreTrainedTokenizer"):
+        return "PreTrainedTokenizerFast"
+    kind = _read_json(folder, "config.json").get("model_type")
+    return name if _TOKENIZERS.get(str(kind)) == name else None
+
+
+def _read_json(folder: str, name: str) -> dict[str, Any]:
+    """A file of a folder; nothing where it is not there or holds something else."""
     try:
-        with open(os.path.join(folder, "tokenizer_config.json"), encoding="utf-8") as file:
-            settings = json.load(file)
+        with open(os.path.join(folder, name), encoding="utf-8") as file:
+            found = json.load(file)
     except (OSError, ValueError):
-        return False
-    named = settings.get("tokenizer_class") in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    return named and "auto_map" not in settings
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def load_classifier(
@@ -152,6 +163,20 @@ def longest_input(config: Any, tokenizer: Any) -> int:
     if config.model_type in _OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1
     return min(positions, tokenizer.model_max_length)
+
+
+def longest_text(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> int:
+    """The most tokens of a text that are read by the model of a folder on this machine.
+
+    The tokenizer of a model that was trained here says so. Of one made elsewhere it may know no
+    limit, or a larger one than the model's positions, which cost seconds of imports to find out.
+    """
+    if os.path.exists(os.path.join(folder, MANIFEST)):
+        return int(tokenizer.model_max_length)
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    return longest_input(config, tokenizer)
 
 
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:

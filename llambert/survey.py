@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from llambert.columns import Unreadable
-from llambert.encoder import load_tokenizer, local_folder, longest_input, tokenize
+from llambert.encoder import load_tokenizer, local_folder, longest_text, tokenize
 from llambert.engines.config import AnnotateConfig
 from llambert.engines.prompts import ControlTokenError
 from llambert.formats import COMPRESSIONS, SourceFile
@@ -239,12 +239,9 @@ def encoder_tokens(
     model: str, max_length: int, trust_remote_code: bool, texts: list[str]
 ) -> NDArray[np.float64]:
     """The number of tokens of each text, as the encoder reads it in training and labelling."""
-    from transformers import AutoConfig
-
     folder = local_folder(model, weights=False)
     tokenizer = load_tokenizer(folder, trust_remote_code)
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    most = min(max_length, longest_input(config, tokenizer))
+    most = min(max_length, longest_text(folder, tokenizer, trust_remote_code))
     return np.array([len(tokens) for tokens in tokenize(tokenizer, texts, most)], float)
 
 

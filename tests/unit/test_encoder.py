@@ -53,11 +53,12 @@ def test_a_frozen_encoder_leaves_the_head_to_be_trained(minilm, tmp_path):
     assert trained(make_tiny_roberta(tmp_path)) == roberta
 
 
-def test_a_tokenizer_without_a_class_of_its_own_is_autotokenizer_s(minilm):
-    """The shipped models' are loaded without AutoTokenizer, which is slow to import."""
+def test_a_tokenizer_of_a_plain_class_is_autotokenizer_s(minilm, tmp_path):
+    """It is loaded without AutoTokenizer, which is slow to import."""
     demo = Path(llambert.demo.__path__[0])
     texts = ["A <film> of “wörds”, naïve; 漢字 " * 3, "<s> </s> <|user|> [CLS]", ""]
-    for folder in (str(demo / "mini-llama"), str(demo / "mini-roberta"), minilm):
+    roberta = make_tiny_roberta(tmp_path)
+    for folder in (str(demo / "mini-llama"), str(demo / "mini-roberta"), minilm, roberta):
         ours, theirs = load_tokenizer(folder), AutoTokenizer.from_pretrained(folder)
         assert type(ours) is type(theirs)
         assert ours(texts) == theirs(texts)
