@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from llambert.corpus import inspect_corpus
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
+from llambert.forward import fast_dtype
 from llambert.label import LabelConfig, label
 from llambert.progress import Progress
 from llambert.records import CorpusConfig, open_corpus
@@ -95,7 +96,7 @@ def prepare(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
-        dtype = "bfloat16" if device == "cuda" else "float32"
+        dtype = fast_dtype(device)
     tokenizer = load_tokenizer(model)
     tokenizer.model_max_length = max_length
     folder = f"{place}/model"

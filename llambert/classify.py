@@ -22,7 +22,7 @@ from llambert.encoder import (
     tokenize,
 )
 from llambert.errors import StageError
-from llambert.forward import Forward, Tokens
+from llambert.forward import Forward, Tokens, fast_dtype
 from llambert.progress import Counter
 from llambert.storage import Folder
 
@@ -164,7 +164,7 @@ class Labeller:
 
     Args:
         model: the fine-tuned model's folder.
-        dtype: 'auto' (bfloat16 on a GPU, float32 on a CPU) or the name of a torch dtype.
+        dtype: 'auto' for `fast_dtype`, or the name of a torch dtype.
         batch_tokens: the most tokens, padding included, of a forward pass; 0: what `find_budget`
             finds on this device. Halved for good when the memory does not suffice.
         threads: CPU threads of a forward pass.
@@ -190,7 +190,7 @@ class Labeller:
         if device == "cpu":
             torch.set_num_threads(threads)
         if dtype == "auto":
-            dtype = "bfloat16" if device == "cuda" else "float32"
+            dtype = fast_dtype(device)
         folder = local_folder(model)
         tokenizer = load_tokenizer(folder, trust_remote_code)
         classifier = load_classifier(

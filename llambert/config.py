@@ -274,9 +274,10 @@ def _parts(uri: str) -> list[str]:
 
 def _explain(error: ValidationError) -> list[str]:
     """One line for each wrong field: name, value, what is wrong, the nearest known name."""
-    lines = []
+    said: dict[str, list[str]] = {}
     for each in error.errors():
-        field = ".".join(str(part) for part in each["loc"])
+        # pydantic names the kinds that a field may be of in brackets
+        field = ".".join(str(part) for part in each["loc"] if "[" not in str(part))
         message = each["msg"].removeprefix("Value error, ")
         if each["type"] in ("dict_type", "model_type"):
             example = "{good: [], bad: []}" if field == "task.labels" else "{name: value}"
@@ -288,8 +289,11 @@ def _explain(error: ValidationError) -> list[str]:
             message = "is required"
         elif not (_UNSHOWN & set(each["loc"]) or isinstance(each["input"], Mapping | BaseModel)):
             message += f" (the value is {each['input']!r})"
-        lines.append(f"  {field}: {message}" if field else f"  {message}")
-    return lines
+        said.setdefault(field, []).append(message)
+    return [
+        f"  {field}: {'; or: '.join(messages)}" if field else f"  {'; '.join(messages)}"
+        for field, messages in said.items()
+    ]
 
 
 def _fields(place: tuple[int | str, ...]) -> list[str]:

@@ -61,7 +61,9 @@ def corpus_dataset(
         only_good=only_good,
         numbered=numbered,
     )
-    cores = int(ray.cluster_resources().get("CPU", 1))
+    cores = max(
+        1, int(ray.cluster_resources().get("CPU", 1))
+    )  # a head may have none, and no worker yet
     tasks = _plan(corpus, _share_bytes(corpus.bytes, cores))
     # As many blocks as tasks: otherwise Ray cuts the blocks again, and once more after a
     # checkpoint's filter, into crumbs

@@ -99,6 +99,11 @@ def user_file(config: DeepSpeedConfig) -> dict[str, Any]:
         raise UserError(
             f"train.deepspeed.config: there is no file {path!r}", "check the path"
         ) from error
+    except OSError as error:
+        raise UserError(
+            f"train.deepspeed.config: cannot read {path!r}: {error}",
+            "name a JSON file that this user may read",
+        ) from error
     except ValueError as error:
         raise UserError(
             f"train.deepspeed.config: {path!r} is not JSON: {error}", "mend the file"

@@ -209,10 +209,7 @@ def _read_parquet(file: SourceFile, columns: Columns, part: tuple[int, int]) -> 
                 pre_buffer=False,
                 page_checksum_verification=True,
             )
-        have = parquet.schema_arrow.names
-        missing = [name for name in columns.names if name not in have]
-        if missing:
-            raise Unreadable(f"no column {', '.join(missing)}; it has {', '.join(have)}")
+        _check_columns(columns, parquet.schema_arrow.names)
     except Unreadable:
         if index == 0:  # said once a file, not once a share
             raise
@@ -224,6 +221,14 @@ def _read_parquet(file: SourceFile, columns: Columns, part: tuple[int, int]) -> 
             yield from _row_group(file, parquet, group, sum(sizes[:group]), columns)
         except Unreadable as error:  # the other row groups may be sound
             yield broken(f"row group {group}: {error}", columns)
+
+
+def _check_columns(columns: Columns, have: list[str]) -> None:
+    """That a file has each column, and once."""
+    if missing := [name for name in columns.names if name not in have]:
+        raise Unreadable(f"no column {', '.join(missing)}; it has {', '.join(have)}")
+    if twice := [name for name in columns.names if have.count(name) > 1]:
+        raise Unreadable(f"several columns of the name {', '.join(twice)}")
 
 
 def _row_group(
@@ -288,8 +293,11 @@ def _decode(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _said(value: Any) -> str | None:
-    """A JSON value as a string: strings as they are, others as JSON."""
-    return value if value is None or isinstance(value, str) else json.dumps(value)
+    """A JSON value as a string: strings as they are, others as JSON, and 1.0 as 1."""
+    if value is None or isinstance(value, str):
+        return value
+    whole = isinstance(value, float) and value.is_integer()
+    return json.dumps(int(value) if whole else value)
 
 
 def _read_csv(file: SourceFile, columns: Columns) -> Iterator[Batch]:
@@ -297,9 +305,7 @@ def _read_csv(file: SourceFile, columns: Columns) -> Iterator[Batch]:
     header = csv_header(lines)
     if header is None:
         return
-    missing = [name for name in columns.names if name not in header]
-    if missing:
-        raise Unreadable(f"no column {', '.join(missing)}; it has {', '.join(header)}")
+    _check_columns(columns, header)
     row, size = 0, 0
     batch: list[list[str] | str] = []
     for record in csv_records(lines):

@@ -19,7 +19,7 @@ from llambert.storage import Folder, Outcome, arrow_filesystem
 
 CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
 _BLOCKS = 64  # of a corpus, about, between the sizes below
-_SMALLEST_BLOCK_BYTES = 2**17
+_SMALLEST_BLOCK_BYTES = 2**15
 _LARGEST_BLOCK_BYTES = {"gpu": 32 * 2**20, "cpu": 4 * 2**20}  # seconds and minutes of work
 _RUN = "_run.json"  # which run the rows in the folder belong to, while it is not finished
 
@@ -40,7 +40,7 @@ class LabelConfig(Section):
         None, description="Kind of GPU to use where the cluster has several, in Ray's spelling."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU, float32 on a CPU."
+        "auto", description="auto: bfloat16 on a GPU or a CPU with AMX, float32 on any other."
     )
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

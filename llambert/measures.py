@@ -48,9 +48,14 @@ def measure(predicted: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _by_confidence(predicted: pa.Table, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    if "confidence" not in predicted.column_names or predicted["confidence"].null_count:
+    """Of the records that have a confidence, which an LLM's answer may not."""
+    sure = np.array([], bool)
+    if "confidence" in predicted.column_names:
+        sure = predicted["confidence"].is_valid().to_numpy()
+    if not sure.any():
         return {"calibration_error": None, "calibration": None, "risk_coverage": None}
-    confidence = predicted["confidence"].to_numpy()
+    confidence = predicted["confidence"].drop_null().to_numpy()
+    correct = correct[sure]
     bins = calibration(confidence, correct)
     gaps = [bin["records"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins]
     return {

@@ -19,6 +19,7 @@ REJECTS = {
     "no_label": "the response names no label",
     "not_json": "the response is not a JSON object with a string under 'label'",
 }
+_LEAST_MASS = 0.5  # of the first token's candidates, on those that begin a label
 _AMBIGUOUS_SHARE = 0.05  # of the mass on labels: beyond it the shares would mislead
 _OFF_LIST_WORDS = 3  # a longer response without a label is talk rather than an unlisted label
 
@@ -67,7 +68,9 @@ def label_probabilities(first_token: Mapping[str, float], task: TaskConfig) -> l
     A candidate token counts for a label when it is, or begins, one of that label's spellings and
     no other label's; the shares are normalised over the labels.
 
-    None where no candidate begins a label, and where more than 5 % of the mass on labels is on
+    None where the candidates that begin a label have less than half of the mass: the answer then
+    begins otherwise, with white space or "The", and what is left tells little. None where more than
+    5 % of the mass on labels is on
     tokens that begin several of them: of the labels 1 to 10, the token "1" tells nothing of 1
     against 10. So there is none for answers in JSON either: their first token is a bracket.
 
@@ -85,7 +88,7 @@ def label_probabilities(first_token: Mapping[str, float], task: TaskConfig) -> l
         elif start and begun:
             ambiguous += probability
     total = sum(mass.values())
-    if total <= 0 or ambiguous > _AMBIGUOUS_SHARE * (total + ambiguous):
+    if total < _LEAST_MASS or ambiguous > _AMBIGUOUS_SHARE * (total + ambiguous):
         return None
     return [share / total for share in mass.values()]
 
@@ -121,6 +124,8 @@ def _parse_json(response: str, task: TaskConfig) -> Parsed:
     except (ValueError, RecursionError):  # the latter for thousands of open brackets
         return Parsed(None, "not_json")
     label = value.get("label") if isinstance(value, dict) else None
+    if isinstance(label, int) and not isinstance(label, bool):  # a label "1", as a model writes it
+        label = str(label)
     if not isinstance(label, str):
         return Parsed(None, "not_json")
     found = _spellings(task).label.get(normalise(label))

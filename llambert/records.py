@@ -148,7 +148,7 @@ def open_corpus(
         raise UserError(
             f"a text file has no column {config.id!r} for ids", "leave `id` out: ids are made"
         )
-    source, schema = _first_readable(sources, format)
+    source, schema = _first_readable(sources, format, config.id)
     wanted = [config.text if format != "text" else formats.TEXT_COLUMN, *extra]
     wanted += [config.id] if config.id else []
     missing = [name for name in wanted if name not in schema.names]
@@ -157,6 +157,11 @@ def open_corpus(
             f"{source.uri!r} has no column {missing[0]!r}",
             f"its columns are: {', '.join(schema.names)}; `id`, `text` and, of gold, `label` say "
             "which to read",
+        )
+    if twice := [name for name in wanted if schema.names.count(name) > 1]:
+        raise UserError(
+            f"{source.uri!r} has several columns of the name {twice[0]!r}",
+            "rename or leave out all but one: which is meant cannot be told",
         )
     if format == "parquet":
         _check_types(config, source, schema)
@@ -183,8 +188,10 @@ def _format_of(sources: list[Source]) -> str:
     return next(iter(told))
 
 
-def _first_readable(sources: list[Source], format: str) -> tuple[Source, pa.Schema]:
-    problems = []
+def _first_readable(sources: list[Source], format: str, id: str | None) -> tuple[Source, pa.Schema]:
+    """The first file that tells the columns and, where another does, the type of the ids."""
+    problems: list[str] = []
+    untyped: list[tuple[Source, pa.Schema]] = []  # each id is null: pandas writes no type then
     for source in sources[:: -(-len(sources) // _PEEK_FILES)]:
         try:
             with _opened(source) as file:
@@ -194,9 +201,14 @@ def _first_readable(sources: list[Source], format: str) -> tuple[Source, pa.Sche
             continue
         except StageError as error:  # before any work is done, access is the user's to mend
             raise UserError(error.message, error.remedy) from error
-        if schema is not None:
+        if schema is None:
+            problems.append(f"{source.uri!r}: holds no record")
+        elif id in schema.names and pa.types.is_null(schema.field(id).type):
+            untyped.append((source, schema))
+        else:
             return source, schema
-        problems.append(f"{source.uri!r}: holds no record")
+    if untyped:
+        return untyped[0]
     raise UserError(
         f"none of {len(problems)} files can be read as {format}; {problems[0]}",
         "check the path and the format",
@@ -212,10 +224,10 @@ def _check_types(config: CorpusConfig, source: Source, schema: pa.Schema) -> Non
             f"the text column {config.text!r} of {source.uri!r} is of type {text}, not string",
             f"columns of strings are: {', '.join(strings) or 'none'}",
         )
-    if config.id and not is_scalar(schema.field(config.id).type):
+    id_type = schema.field(config.id).type if config.id else pa.string()
+    if not (is_scalar(id_type) or pa.types.is_null(id_type)):
         raise UserError(
-            f"the id column {config.id!r} of {source.uri!r} is of type "
-            f"{schema.field(config.id).type}, which is no id",
+            f"the id column {config.id!r} of {source.uri!r} is of type {id_type}, which is no id",
             "name a column of integers or strings, or leave `id` out: ids are made",
         )
 

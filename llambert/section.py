@@ -24,7 +24,7 @@ def _absolute(value: str, info: ValidationInfo) -> str:
     return os.path.normpath(os.path.join(base, os.path.expanduser(value)))
 
 
-def _model_place(value: str, info: ValidationInfo) -> str:
+def model_place(value: str, info: ValidationInfo) -> str:
     """A local folder is just another model name: it is taken for one where it exists."""
     absolute = _absolute(value, info)
     if value.startswith((".", "/", "~", "file://")) or os.path.isdir(absolute):
@@ -35,7 +35,7 @@ def _model_place(value: str, info: ValidationInfo) -> str:
 Location = Annotated[str, AfterValidator(_absolute)]
 """A local path, made absolute, or a URI such as s3://bucket/folder."""
 
-ModelName = Annotated[str, AfterValidator(_model_place)]
+ModelName = Annotated[str, AfterValidator(model_place)]
 """A Hugging Face hub name, or a local folder, made absolute."""
 
 Variant = Literal["baseline", "llambert", "combined"]

@@ -22,6 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 from llambert.errors import NoFilesError, UserError
 
 MANIFEST = "manifest.json"
+_OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
 _WHOLE_HASH_BYTES = 64 * 2**20  # a larger file is fingerprinted by its size and its two ends
 _END_BYTES = 2**20
 _READERS = 16  # footers read at once: an object store answers each in tens of milliseconds
@@ -378,7 +379,8 @@ def fingerprint_model(model: str) -> str:
     files = []
     for name in sorted(os.listdir(model)):
         full = os.path.join(model, name)
-        if os.path.isfile(full) and name != MANIFEST and not name.startswith("."):
+        told = name != MANIFEST and not name.startswith(".") and not name.endswith(_OF_NO_MODEL)
+        if told and os.path.isfile(full):
             files.append([name, os.path.getsize(full), _hash_file(full)])
     return fingerprint(files)
 

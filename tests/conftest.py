@@ -1,6 +1,7 @@
 """Shared by all tests: one local Ray for the session, and where the real data lies."""
 
 import gc
+import signal
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,17 @@ def _collected():
     """A failure's traceback keeps Ray's actors, and the CPUs they hold, until it is collected."""
     yield
     gc.collect()
+
+
+@pytest.fixture
+def heeds_ctrl_c():
+    """Programs that the test starts heed SIGINT also where a shell started the tests to ignore it.
+
+    A child inherits that a signal is ignored, but not a handler.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

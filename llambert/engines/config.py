@@ -5,32 +5,40 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llambert.cluster import Workers, kind_of_gpu
 from llambert.errors import UserError
 from llambert.models import check_model
 from llambert.parse import Mode
 from llambert.records import Corpus, CorpusConfig, open_corpus
-from llambert.section import Location, ModelName, Section
+from llambert.section import Location, Section, model_place
 from llambert.storage import fingerprint, fingerprint_model, list_files, public
 from llambert.task import TaskConfig, shown_examples
 
 # Arguments of the engine that change its speed or memory but not what it is asked or answers.
 _SPEED_ONLY = {
+    "async_scheduling",
     "block_size",
     "compilation_config",
     "cpu_offload_gb",
+    "data_parallel_size",
     "disable_custom_all_reduce",
+    "disable_log_stats",
     "distributed_executor_backend",
+    "download_dir",
     "enable_chunked_prefill",
+    "enable_expert_parallel",
     "enforce_eager",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",
+    "load_format",
     "max_num_batched_tokens",
+    "max_num_partial_prefills",
     "max_num_seqs",
     "max_parallel_loading_workers",
     "num_gpu_blocks_override",
+    "scheduling_policy",
 }
 
 _OWN = {  # engine arguments that have a field of their own
@@ -149,7 +157,7 @@ class AnnotateConfig(Section):
         description="vllm runs the model on this cluster; openai asks an endpoint over "
         "HTTP; recorded takes existing answers from a table.",
     )
-    model: ModelName | None = Field(
+    model: str | None = Field(
         None, description="Hub name or local folder (vllm), or the endpoint's name (openai)."
     )
     parse: Mode = Field(
@@ -227,6 +235,12 @@ class AnnotateConfig(Section):
     )
     openai: OpenAIConfig = Field(OpenAIConfig(), description="Settings of the openai engine.")
     recorded: RecordedConfig | None = Field(None, description="Settings of the recorded engine.")
+
+    @field_validator("model")
+    @classmethod
+    def _place(cls, model: str | None, info: ValidationInfo) -> str | None:
+        """Of vllm it may be a local folder; an endpoint's name is just a name."""
+        return model_place(model, info) if model and info.data.get("engine") == "vllm" else model
 
     @field_validator("replicas")
     @classmethod
@@ -307,10 +321,11 @@ def annotator_id(config: AnnotateConfig, task: TaskConfig) -> str:
     fields = {"max_tokens", "temperature", "top_p", "top_k", "seed", "chat_template_kwargs"}
     asked |= {"sampling": config.model_dump(include=fields), "constraint": constraint(config, task)}
     if config.engine == "openai":
-        fields = {"base_url", "max_text_chars"}
-        return fingerprint(
-            asked | {"model": config.model, "openai": config.openai.model_dump(include=fields)}
-        )
+        endpoint = {
+            "base_url": config.openai.base_url and config.openai.base_url.rstrip("/"),
+            "max_text_chars": config.openai.max_text_chars,
+        }
+        return fingerprint(asked | {"model": config.model, "openai": endpoint})
     fields = {"chat_template", "max_model_len", "dtype"}
     further = {k: v for k, v in config.engine_kwargs.items() if k not in _SPEED_ONLY}
     asked |= {"model": fingerprint_model(config.model or ""), "engine_kwargs": further}

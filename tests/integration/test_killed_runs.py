@@ -100,7 +100,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path, monkey
         asked = server.asked()
         again = sum(asked.values()) - len(asked)
         assert len(asked) == SAMPLE
-        assert again <= 2 * 16, "more was asked again than the batches in flight"
+        assert again <= 2 * CONCURRENCY, "more was asked again than the batches in flight"
 
         _kill_when(config, lambda: any(out.glob("labels/*/_checkpoint/*.parquet")), False)
         assert not any(out.glob("labels/*/manifest.json"))

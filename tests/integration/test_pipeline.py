@@ -247,18 +247,13 @@ def test_labelling_again_replaces_the_labels(done):
 def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
     """A run that has got as far as to write `sign`."""
     command = [sys.executable, "-m", "llambert", "run", config, "--until", "sample"]
-    # A child inherits that SIGINT is ignored, as in a shell's background, but not a handler.
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        running = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            start_new_session=True,
-        )
-    finally:
-        signal.signal(signal.SIGINT, before)
+    running = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
     while not sign.exists():
         assert running.poll() is None
         time.sleep(0.02)
@@ -266,7 +261,7 @@ def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
 
 
 def test_a_run_goes_on_after_ctrl_c_and_leaves_what_changes_meanwhile_to_the_next_one(
-    joined, tmp_path
+    joined, heeds_ctrl_c, tmp_path
 ):
     config = write_run(tmp_path, gold=None)
     stopped = _begin(config, tmp_path / "out" / "corpus" / "sources.json")

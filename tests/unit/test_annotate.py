@@ -298,6 +298,7 @@ def test_an_id_for_two_records_is_refused(folder):
         ({"parse": "mention"}, True),
         ({"tensor_parallel_size": 4, "replicas": (2, 8), "batch_size": 64}, True),
         ({"engine_kwargs": {"gpu_memory_utilization": 0.8}, "gold_records": 7}, True),
+        ({"engine_kwargs": {"load_format": "runai_streamer", "async_scheduling": True}}, True),
         ({"engine_kwargs": {"quantization": "fp8"}}, False),
         ({"model": "org/other"}, False),
         ({"openai": {"first_token": False, "timeout_s": 5}, "max_failed_share": 0.5}, True),
@@ -322,6 +323,14 @@ def test_annotator_id_goes_by_what_determines_answers(update, same):
 )
 def test_annotator_id_goes_by_the_prompt(update, same):
     assert (annotator_id(VLLM, TASK.model_copy(update=update)) == annotator_id(VLLM, TASK)) is same
+
+
+def test_annotator_id_goes_by_the_endpoint_however_it_is_written():
+    ids = [
+        annotator_id(AnnotateConfig(engine="openai", model="m", openai={"base_url": url}), TASK)
+        for url in ("https://one.test/v1", "https://one.test/v1/", "https://two.test/v1")
+    ]
+    assert ids[0] == ids[1] != ids[2]
 
 
 def test_annotator_id_goes_by_the_examples_as_they_are_shown():

@@ -91,12 +91,13 @@ def test_another_activation_is_left_as_it_is():
 
 
 @pytest.mark.parametrize("batch_tokens", [0, 1, 100])
-def test_predictions_are_those_of_one_text_at_a_time(folder, batch_tokens):
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 0.01)])
+def test_predictions_are_those_of_one_text_at_a_time(folder, batch_tokens, dtype, error):
     tokenizer, plain = load_tokenizer(folder), load_classifier(folder).eval()
     sequences = tokenize(tokenizer, TEXTS, tokenizer.model_max_length)
-    found, _ = Labeller(folder, batch_tokens=batch_tokens).predict(sequences)
+    found, _ = Labeller(folder, dtype=dtype, batch_tokens=batch_tokens).predict(sequences)
     expected = [alone(plain, tokens) for tokens in sequences]
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_allclose(found, expected, atol=error)
 
 
 def test_a_block_keeps_its_ids_and_says_how_sure_it_is(folder):

@@ -99,7 +99,7 @@ cli.main(["wait"])
 """
 
 
-def test_ctrl_c_ends_a_command_and_its_stage_with_one_sentence():
+def test_ctrl_c_ends_a_command_and_its_stage_with_one_sentence(heeds_ctrl_c):
     running = subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdout=subprocess.PIPE,

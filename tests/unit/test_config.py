@@ -44,6 +44,12 @@ def test_a_local_folder_is_a_model_name(write, tmp_path):
     assert load(write()).train.model == str(tmp_path / "org" / "encoder")
 
 
+def test_the_name_of_an_endpoints_model_is_no_folder(write, tmp_path):
+    (tmp_path / "judge").mkdir()
+    asked = ["annotate={engine: openai, model: judge}"]
+    assert load(write(), asked).annotate.model == "judge"
+
+
 def test_uris_stay_as_they_are(write):
     config = load(write(RUN.replace("workdir: out", "workdir: s3://bucket/run/")))
     assert config.workdir == "s3://bucket/run"
@@ -319,6 +325,10 @@ def test_wrong_settings_of_the_labelling(write, override, says):
         (("size: 10", "sizes: 10"), ["sample.sizes", "did you mean 'size'", "sample.size"]),
         (("size: 10", "size: 0"), ["sample.size", "greater than 0", "0"]),
         (("size: 10", "size: ten"), ["sample.size", "'ten'"]),
+        (
+            ("path: films.jsonl", "path: 5"),
+            ["\n  corpus.path: Input should be a valid string", "; or: "],
+        ),
         (("name: films", "name: a/b"), ["name", "letters, digits", "'a/b'"]),
         (("{negative: [], positive: [good]}", "[a, b]"), ["task.labels", "{good: [], bad: []}"]),
         (("Is {text} good?", "Is it good?"), ["task.prompt", "{text}"]),

@@ -80,6 +80,15 @@ def test_without_confidences_there_is_neither():
     assert found["calibration"] is found["risk_coverage"] is found["calibration_error"] is None
 
 
+def test_a_record_without_confidence_is_left_out_of_what_goes_by_it():
+    sure = pa.array([0.95, None, 0.95, 0.55], pa.float32())
+    found = measure(TABLE.set_column(3, "confidence", sure), ["no", "yes"])
+    assert found["accuracy"] == 0.75
+    assert sum(bin["records"] for bin in found["calibration"]) == 3
+    assert found["calibration_error"] == pytest.approx((0.45 + 0.10) / 3, abs=1e-6)
+    assert found["risk_coverage"] is not None
+
+
 def test_mcnemar_counts_what_only_one_got_right():
     first = {str(i): i >= 15 for i in range(100)}
     second = {str(i): not 15 <= i < 20 for i in range(100)}

@@ -49,6 +49,7 @@ UNICODE = task({"größer": [], "İyi": [], "是": ["对"], "нет": [], "ह�
         ('```json\n{"label": "negative", "why": "dull"}\n```', "json", "negative", None),
         ('{"label": "mixed"}', "json", None, "off_list"),
         ('{"label": ["positive"]}', "json", None, "not_json"),
+        ('{"label": true}', "json", None, "not_json"),
         ('["positive"]', "json", None, "not_json"),
         ("positive", "json", None, "not_json"),
         ('{"label": "positive"', "json", None, "not_json"),
@@ -111,6 +112,7 @@ def test_agrees_with_the_authors_on_every_distinct_response():
         ({"positive": 0.5, "POS": 0.3, "not": 0.2}, [0.8, 0.2]),
         ({"n": 0.4, "ne": 0.4, "po": 0.2}, [0.2, 0.8]),
         ({"mixed": 0.9, " ": 0.1}, None),
+        ({" ": 0.9999, "Neg": 6e-5, "Pos": 4e-5}, None),  # "  Positive"
         ({}, None),
     ],
 )
@@ -120,6 +122,11 @@ def test_label_probabilities(first_token, shares):
 
 
 TEN = task([str(i) for i in range(1, 11)])
+
+
+def test_a_number_may_be_a_label_in_json():
+    assert parse('{"label": 7}', TEN, "json").label == "7"
+    assert parse('{"label": 11}', TEN, "json").reject_reason == "off_list"
 
 
 @pytest.mark.parametrize(

@@ -460,6 +460,30 @@ def test_later_file_of_another_type_or_without_the_column(tmp_path):
     ]
 
 
+def test_files_whose_ids_are_all_null_tell_no_type_wherever_they_stand(tmp_path):
+    null = pa.table({"id": pa.nulls(1), "text": ["x"]})
+    pq.write_table(null, tmp_path / "a.parquet")
+    assert [(r[1], r[3]) for r in rows(corpus(tmp_path, id="id"))] == [(None, "null_id")]
+    pq.write_table(pa.table({"id": [7], "text": ["y"]}), tmp_path / "b.parquet")
+    assert [(r[1], r[3]) for r in rows(corpus(tmp_path, id="id"))] == [(None, "null_id"), (7, None)]
+
+
+def test_a_later_file_with_a_column_twice_is_one_refusal(tmp_path):
+    twice = pa.table([["x"], ["y"]], names=["text", "text"])
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "a.parquet")
+    pq.write_table(twice, tmp_path / "b.parquet")
+    assert [(r[2], r[3]) for r in rows(corpus(tmp_path))] == [("a", None), (None, "corrupt_file")]
+    (tmp_path / "a.parquet").unlink()
+    with pytest.raises(UserError, match="several columns of the name 'text'"):
+        corpus(tmp_path)
+
+
+def test_whole_numbers_of_json_are_written_without_a_point(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"text": "x", "gold": 1.0}\n{"text": "y", "gold": 1.5}\n')
+    good, _ = read_all(corpus(tmp_path, extra=["gold"]))
+    assert good["gold"].to_pylist() == ["1", "1.5"]
+
+
 def test_made_ids_are_unique_and_stable(tmp_path):
     for folder in ("x", "y"):
         (tmp_path / folder).mkdir()

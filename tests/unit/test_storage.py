@@ -183,6 +183,7 @@ def test_fingerprint_of_a_model(tmp_path: Path) -> None:
     before = fingerprint_model(str(tmp_path))
     touch(tmp_path / "manifest.json")
     touch(tmp_path / ".config.json.0123", "left by a killed writer")
+    touch(tmp_path / "README.md", "its card")
     assert fingerprint_model(str(tmp_path)) == before
     weights.write_text("WEIGHTS")
     assert fingerprint_model(str(tmp_path)) != before

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -165,6 +166,7 @@ def test_the_usual_file_of_autos_takes_our_precision(tmp_path, bfloat16):
     ("content", "said"),
     [
         (None, "no file"),
+        (Path, "cannot read"),  # a folder
         ("{", "not JSON"),
         ("[]", "no JSON object"),
         ('{"train_batch_size": 9}', "9"),
@@ -182,7 +184,9 @@ def test_deepspeed_files_that_cannot_be_used(tmp_path, content, said):
     (encoder / "config.json").write_text("{}")
     (encoder / "model.safetensors").touch()
     file = tmp_path / "ds.json"
-    if content is not None:
+    if content is Path:
+        file.mkdir()
+    elif content is not None:
         file.write_text(content)
     with pytest.raises(UserError, match=said):
         check(TrainConfig(model=str(encoder), deepspeed={"config": str(file)}))
