@@ -51,6 +51,7 @@ def label_rows(
     batch_tokens: int = 0,
     probabilities: bool = False,
     trust_remote_code: bool = False,
+    blocks: int | None = None,
 ) -> Any:
     """`rows` (a Ray Dataset of id, text, …) as id, label, confidence[, probabilities].
 
@@ -63,6 +64,7 @@ def label_rows(
         accelerator_type: the kind of GPU, such as 'L40S'; any by default.
         batch_tokens: as for `Labeller`.
         trust_remote_code: as in training; a model that needs its own code does not load without.
+        blocks: how many `rows` has, where that is known: further actors would load for nothing.
     """
     import ray
 
@@ -77,14 +79,15 @@ def label_rows(
         here = int(ray.cluster_resources().get("CPU", 1)) // threads
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
-    blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    least, most = (min(actors, blocks or actors) for actors in (least, most))
+    as_blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     tokenizers = _tokenizers("gpu" if gpus else "cpu")
     return rows.map_batches(
         Tokenizer,
         fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tokenizers),
         num_cpus=1 if gpus else _TOKENIZER_CPUS,
-        **blocks,
+        **as_blocks,
     ).map_batches(
         Labeller,
         fn_constructor_kwargs={
@@ -99,7 +102,7 @@ def label_rows(
         compute=ray.data.ActorPoolStrategy(
             min_size=least, max_size=most, initial_size=min(max(here, least), most)
         ),
-        **blocks,
+        **as_blocks,
         **share,
     )
 

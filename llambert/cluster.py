@@ -18,8 +18,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
 }
 
-# For a Ray that is started here. By default each stage would begin with as many idle workers as
-# there are cores, of which most end unused after a second's work each.
+# For a Ray that is started here: it begins without a worker for each core, which take a second of a
+# core each to start, beside the driver's own start.
 _LOCAL_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
 
 # The address of a Ray that this process or the run above it has started: its workers have the

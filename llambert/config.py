@@ -164,7 +164,7 @@ def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:
     except ValidationError as error:
         by_name = any(each["type"] in ("extra_forbidden", "missing") for each in error.errors())
         raise UserError(
-            f"{path} is not a valid run file:\n" + "\n".join(_explain(error)),
+            f"{path} is not a valid run file:\n" + "\n".join(_explain(error, expanded)),
             "`llambert schema` prints every field" if by_name else "correct what is named above",
         ) from None
 
@@ -272,12 +272,11 @@ def _parts(uri: str) -> list[str]:
     return uri.rstrip("/").split("/")
 
 
-def _explain(error: ValidationError) -> list[str]:
+def _explain(error: ValidationError, values: Any) -> list[str]:
     """One line for each wrong field: name, value, what is wrong, the nearest known name."""
     said: dict[str, list[str]] = {}
     for each in error.errors():
-        # pydantic names the kinds that a field may be of in brackets
-        field = ".".join(str(part) for part in each["loc"] if "[" not in str(part))
+        field = ".".join(_written(each["loc"], values))
         message = each["msg"].removeprefix("Value error, ")
         if each["type"] in ("dict_type", "model_type"):
             example = "{good: [], bad: []}" if field == "task.labels" else "{name: value}"
@@ -294,6 +293,20 @@ def _explain(error: ValidationError) -> list[str]:
         f"  {field}: {'; or: '.join(messages)}" if field else f"  {'; '.join(messages)}"
         for field, messages in said.items()
     ]
+
+
+def _written(place: tuple[int | str, ...], values: Any) -> list[str]:
+    """The parts of `place` that a run file has; pydantic adds which kind of value it has tried."""
+    kept = []
+    for part in place:
+        if isinstance(values, dict):
+            values = values.get(part)
+        elif isinstance(values, list) and isinstance(part, int):
+            values = values[part]
+        else:
+            continue
+        kept.append(str(part))
+    return kept
 
 
 def _fields(place: tuple[int | str, ...]) -> list[str]:

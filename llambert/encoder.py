@@ -14,7 +14,9 @@ from llambert.errors import UserError
 from llambert.storage import MANIFEST, Folder, fingerprint, is_remote, list_files
 
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "data2vec-text"}
-_TOKENIZERS = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer"}  # of kinds of models
+# The class of AutoTokenizer's for these kinds of models, where the folder names no other
+_TOKENIZERS = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer", "llama": "LlamaTokenizer"}
+_NO_CLASS = ("TokenizersBackend", "PreTrainedTokenizer")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx")
 _CHARACTERS_PER_TOKEN = 10  # a first cut; text that comes out short of tokens is done whole
 
@@ -88,10 +90,10 @@ def _tokenizer_class(folder: str) -> str | None:
     if "auto_map" in settings:
         return None
     name = str(settings.get("tokenizer_class")).removesuffix("Fast")
-    if name in ("TokenizersBackend", "PreTrainedTokenizer"):
+    usual = _TOKENIZERS.get(str(_read_json(folder, "config.json").get("model_type")))
+    if usual and name in _NO_CLASS:
         return "PreTrainedTokenizerFast"
-    kind = _read_json(folder, "config.json").get("model_type")
-    return name if _TOKENIZERS.get(str(kind)) == name else None
+    return name if name == usual else None
 
 
 def _read_json(folder: str, name: str) -> dict[str, Any]:
@@ -166,12 +168,12 @@ def longest_input(config: Any, tokenizer: Any) -> int:
 
 
 def longest_text(folder: str, tokenizer: Any, trust_remote_code: bool = False) -> int:
-    """The most tokens of a text that are read by the model of a folder on this machine.
+    """`longest_input` of the model in a folder of this machine, without its config where it can be.
 
-    The tokenizer of a model that was trained here says so. Of one made elsewhere it may know no
-    limit, or a larger one than the model's positions, which cost seconds of imports to find out.
+    The tokenizer of a model that this project has trained says it. Of another it may know no limit,
+    or a larger one than the model's positions, which take seconds of imports to find out.
     """
-    if os.path.exists(os.path.join(folder, MANIFEST)):
+    if _read_json(folder, MANIFEST).get("stage") == "train":
         return int(tokenizer.model_max_length)
     from transformers import AutoConfig
 

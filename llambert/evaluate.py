@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from llambert.classify import label_rows, pool_size
+from llambert.classify import label_rows
 from llambert.errors import CountError
 from llambert.measures import mcnemar, measure, over_seeds
 from llambert.progress import Counter, Progress
@@ -155,15 +155,14 @@ def _predict(
 
     blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
     rows = ray.data.from_arrow(gold).repartition(blocks)
-    least, most = pool_size(model, actors.get("workers"))
-    workers = (min(least, blocks), min(most, blocks))  # one more would load the model for nothing
     labelled = label_rows(
         rows,
         model,
         counter,
         probabilities=True,
         trust_remote_code=trust_remote_code,
-        **dict(actors) | {"workers": workers},
+        blocks=blocks,
+        **actors,
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")

@@ -293,11 +293,8 @@ def _decode(line: bytes) -> tuple[dict[str, Any] | None, str | None]:
 
 
 def _said(value: Any) -> str | None:
-    """A JSON value as a string: strings as they are, others as JSON, and 1.0 as 1."""
-    if value is None or isinstance(value, str):
-        return value
-    whole = isinstance(value, float) and value.is_integer()
-    return json.dumps(int(value) if whole else value)
+    """A JSON value as a string: strings as they are, others as JSON."""
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _read_csv(file: SourceFile, columns: Columns) -> Iterator[Batch]:

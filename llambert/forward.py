@@ -41,8 +41,6 @@ class Forward:
     """
 
     def __init__(self, model: Any, pad_id: int) -> None:
-        import torch
-
         self._model = model.eval()
         self._pad_id = pad_id
         self.device, self.dtype = model.device, model.dtype
@@ -52,8 +50,7 @@ class Forward:
             _register()
             model.set_attn_implementation(_ATTENTION)
             self._first_position = _FIRST_POSITION[type(model).__name__](model.config)
-        on_cpu = self.device.type == "cpu" and self.dtype in (torch.float32, torch.bfloat16)
-        if known and on_cpu and torch.backends.mkldnn.is_available():
+        if known and self.device.type == "cpu" and _onednn_multiplies(self.dtype):
             _use_onednn(model)
 
     def __call__(self, sequences: Sequence[Tokens]) -> Any:
@@ -103,8 +100,19 @@ def fast_dtype(device: str) -> str:
     """
     import torch
 
-    half = device == "cuda" or torch.cpu.get_capabilities().get("amx_bf16", False)
+    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
+    half = device == "cuda" or (amx and _onednn_multiplies(torch.bfloat16))
     return "bfloat16" if half else "float32"
+
+
+def _onednn_multiplies(dtype: Any) -> bool:
+    """Whether oneDNN has products of `dtype` for this CPU; bfloat16 wants AVX-512 at least."""
+    import torch
+
+    if not torch.backends.mkldnn.is_available():
+        return False
+    half = dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return half or dtype == torch.float32
 
 
 def pad(sequences: Sequence[Tokens], pad_id: int) -> dict[str, Any]:

@@ -48,20 +48,23 @@ def measure(predicted: pa.Table, labels: Sequence[str]) -> dict[str, Any]:
 
 
 def _by_confidence(predicted: pa.Table, correct: NDArray[np.bool_]) -> dict[str, Any]:
-    """Of the records that have a confidence, which an LLM's answer may not."""
-    sure = np.array([], bool)
-    if "confidence" in predicted.column_names:
-        sure = predicted["confidence"].is_valid().to_numpy()
-    if not sure.any():
-        return {"calibration_error": None, "calibration": None, "risk_coverage": None}
-    confidence = predicted["confidence"].drop_null().to_numpy()
-    correct = correct[sure]
+    """Calibration over the records that have a confidence, which an LLM's answer may not.
+
+    What is covered at a risk is told of all records, and so only where each has one.
+    """
+    nothing = {"calibration_error": None, "calibration": None, "risk_coverage": None}
+    if "confidence" not in predicted.column_names:
+        return nothing
+    known = predicted["confidence"].is_valid().to_numpy()
+    if not known.any():
+        return nothing
+    confidence, correct = predicted["confidence"].drop_null().to_numpy(), correct[known]
     bins = calibration(confidence, correct)
     gaps = [bin["records"] * abs(bin["accuracy"] - bin["confidence"]) for bin in bins]
     return {
         "calibration_error": float(sum(gaps) / len(correct)),
         "calibration": bins,
-        "risk_coverage": risk_coverage(confidence, correct),
+        "risk_coverage": risk_coverage(confidence, correct) if known.all() else None,
     }
 
 

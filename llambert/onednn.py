@@ -1,4 +1,4 @@
-"""Matrix products by oneDNN, in float32 on a CPU: linear layers and attention.
+"""Matrix products by oneDNN on a CPU: linear layers and attention.
 
 The operators are those that torch's own compiler puts in the place of linear layers. MKL, which
 torch itself calls, runs slower kernels on AMD's processors.

@@ -17,9 +17,10 @@ REJECTS = {
     "extra_text": "the response names one label among other words",
     "off_list": "the response is an answer that is none of the labels",
     "no_label": "the response names no label",
-    "not_json": "the response is not a JSON object with a string under 'label'",
+    "not_json": "the response is not a JSON object with a string or number under 'label'",
 }
-_LEAST_MASS = 0.5  # of the first token's candidates, on those that begin a label
+PARSER = 2  # one more wherever a response is read otherwise than before: it is parsed anew then
+_LEAST_MASS = 0.5  # probability of a first token that begins a label, below which nothing is told
 _AMBIGUOUS_SHARE = 0.05  # of the mass on labels: beyond it the shares would mislead
 _OFF_LIST_WORDS = 3  # a longer response without a label is talk rather than an unlisted label
 
@@ -68,11 +69,10 @@ def label_probabilities(first_token: Mapping[str, float], task: TaskConfig) -> l
     A candidate token counts for a label when it is, or begins, one of that label's spellings and
     no other label's; the shares are normalised over the labels.
 
-    None where the candidates that begin a label have less than half of the mass: the answer then
-    begins otherwise, with white space or "The", and what is left tells little. None where more than
-    5 % of the mass on labels is on
-    tokens that begin several of them: of the labels 1 to 10, the token "1" tells nothing of 1
-    against 10. So there is none for answers in JSON either: their first token is a bracket.
+    None where it is likelier than not that the answer begins with something else, such as white
+    space or "The": what is left on labels tells little. So there is none for answers in JSON, whose
+    first token is a bracket. None too where more than 5 % of the mass on labels is on tokens that
+    begin several of them: of the labels 1 to 10, the token "1" tells nothing of 1 against 10.
 
     Args:
         first_token: the likeliest first tokens, decoded, with their probabilities (0..1).

@@ -20,6 +20,7 @@ from llambert.gates import Gate, annotation_gates, evaluation_gates, training_ga
 from llambert.gold import Gold, load_gold
 from llambert.label import CHECKPOINT, label
 from llambert.models import fingerprint_weights
+from llambert.parse import PARSER
 from llambert.progress import Progress
 from llambert.ray_train import CHECKPOINTS
 from llambert.records import Corpus, Source, open_corpus
@@ -188,7 +189,7 @@ class Pipeline:
         inputs = {"sample": output(sample), "gold": self._gold_test, **self._gold_refused}
         named: dict[str, Any] = {"annotate.parse": config.parse, "task.labels": task.labels}
         named["annotate.gold_records"] = config.gold_records
-        settings = [annotator_id(config, task), *named.values()]
+        settings = [annotator_id(config, task), *named.values(), PARSER]
         return Step("annotate", "annotate", folder, run, inputs, settings, named)
 
     def _to_train(self) -> str | None:

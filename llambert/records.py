@@ -203,7 +203,7 @@ def _first_readable(sources: list[Source], format: str, id: str | None) -> tuple
             raise UserError(error.message, error.remedy) from error
         if schema is None:
             problems.append(f"{source.uri!r}: holds no record")
-        elif id in schema.names and pa.types.is_null(schema.field(id).type):
+        elif schema.names.count(id) == 1 and pa.types.is_null(schema.field(id).type):
             untyped.append((source, schema))
         else:
             return source, schema

@@ -32,7 +32,6 @@ _SPEED_ONLY = {
     "enforce_eager",
     "gpu_memory_utilization",
     "kv_cache_memory_bytes",
-    "load_format",
     "max_num_batched_tokens",
     "max_num_partial_prefills",
     "max_num_seqs",

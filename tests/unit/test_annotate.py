@@ -298,8 +298,9 @@ def test_an_id_for_two_records_is_refused(folder):
         ({"parse": "mention"}, True),
         ({"tensor_parallel_size": 4, "replicas": (2, 8), "batch_size": 64}, True),
         ({"engine_kwargs": {"gpu_memory_utilization": 0.8}, "gold_records": 7}, True),
-        ({"engine_kwargs": {"load_format": "runai_streamer", "async_scheduling": True}}, True),
+        ({"engine_kwargs": {"download_dir": "/models", "async_scheduling": True}}, True),
         ({"engine_kwargs": {"quantization": "fp8"}}, False),
+        ({"engine_kwargs": {"load_format": "dummy"}}, False),  # weights at random
         ({"model": "org/other"}, False),
         ({"openai": {"first_token": False, "timeout_s": 5}, "max_failed_share": 0.5}, True),
         ({"temperature": 1.0}, False),

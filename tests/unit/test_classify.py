@@ -9,7 +9,9 @@ import tempfile
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from llambert import forward as forward_pass
 from llambert.budget import find_budget, fits, measure
 from llambert.classify import Labeller, Tokenizer
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
@@ -37,8 +39,6 @@ def cache(monkeypatch, tmp_path):
 
 def alone(model, tokens):
     """The probabilities of one sequence by transformers alone."""
-    import torch
-
     with torch.inference_mode():
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
         return model(input_ids=ids).logits.softmax(-1)[0].numpy()
@@ -46,7 +46,6 @@ def alone(model, tokens):
 
 def small(kind: str):
     """A random classifier of a family, with weights large enough for differences to show."""
-    import torch
     import transformers
 
     config = getattr(transformers, f"{kind}Config")(
@@ -78,8 +77,6 @@ def test_a_batch_of_any_family_gives_what_each_sequence_gives_alone(kind):
 
 
 def test_another_activation_is_left_as_it_is():
-    import torch
-
     sequences = [np.arange(5, 25, dtype=np.int32)]
     plain, changed = small("Bert"), small("Bert")
     for model in (plain, changed):
@@ -88,6 +85,21 @@ def test_another_activation_is_left_as_it_is():
             layer.intermediate.intermediate_act_fn = torch.nn.ReLU()
     found = Forward(changed, pad_id=1)(sequences).softmax(-1).numpy()
     np.testing.assert_allclose(found, [alone(plain, sequences[0])], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("device", "amx", "onednn", "dtype"),
+    [
+        ("cuda", False, False, "bfloat16"),
+        ("cpu", True, True, "bfloat16"),
+        ("cpu", True, False, "float32"),
+        ("cpu", False, True, "float32"),
+    ],
+)
+def test_half_precision_is_taken_where_it_is_fast(monkeypatch, device, amx, onednn, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx} if amx else {})
+    monkeypatch.setattr(forward_pass, "_onednn_multiplies", lambda dtype: onednn)
+    assert forward_pass.fast_dtype(device) == dtype
 
 
 @pytest.mark.parametrize("batch_tokens", [0, 1, 100])

@@ -356,6 +356,21 @@ def test_a_wrong_file_names_field_value_and_remedy(write, change, says):
     assert caught.value.remedy
 
 
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("label.batch_tokens=0", "\n  label.batch_tokens: Input should be greater than"),
+        ("task.labels={'[spam]': 5, ham: []}", "\n  task.labels.[spam]: Input should be"),
+        ("train={model: m, 'model[0]': x}", "\n  train.model[0]: no such field"),
+    ],
+)
+def test_a_wrong_field_is_named_as_it_is_written_and_once(write, override, says):
+    with pytest.raises(UserError) as caught:
+        load(write(), [override])
+    assert says in str(caught.value)
+    assert str(caught.value).count("\n  ") == 2  # the field, and the remedy
+
+
 def test_an_override_that_wants_quotes_says_which(write):
     with pytest.raises(UserError, match="quote it") as caught:
         load(write(), ["corpus.path=*.txt"])

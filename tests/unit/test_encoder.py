@@ -1,6 +1,8 @@
 """Tokenization with the real MiniLM tokenizer; a machine's copies of remote models."""
 
+import json
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -9,7 +11,15 @@ import pytest
 from transformers import AutoTokenizer
 
 import llambert.demo
-from llambert.encoder import freeze, load_classifier, load_tokenizer, local_folder, tokenize
+from llambert.encoder import (
+    _tokenizer_class,
+    freeze,
+    load_classifier,
+    load_tokenizer,
+    local_folder,
+    longest_text,
+    tokenize,
+)
 from llambert.errors import UserError
 from tests.tiny_roberta import make_tiny_roberta
 
@@ -64,6 +74,29 @@ def test_a_tokenizer_of_a_plain_class_is_autotokenizer_s(minilm, tmp_path):
         assert ours(texts) == theirs(texts)
         for name in ("model_max_length", "pad_token_id", "all_special_ids", "chat_template"):
             assert getattr(ours, name) == getattr(theirs, name)
+
+
+def test_what_a_tokenizer_was_trained_for_is_its_longest_text(minilm, tmp_path):
+    model = shutil.copytree(minilm, tmp_path / "model")
+    tokenizer = load_tokenizer(minilm)
+    tokenizer.model_max_length = 64
+    assert longest_text(str(model), tokenizer) == 64
+    tokenizer.model_max_length = 10**30  # no limit; the model has 512 positions
+    assert longest_text(str(model), tokenizer) == 512
+    (model / "manifest.json").write_text('{"name": "of another program"}')
+    assert longest_text(str(model), tokenizer) == 512
+
+
+@pytest.mark.parametrize("kind", ["xlm-roberta", "qwen2"])
+def test_a_tokenizer_of_another_kind_is_left_to_autotokenizer(tmp_path, kind):
+    folder = make_tiny_roberta(tmp_path)
+    for name, key, value in (
+        ("config.json", "model_type", kind),
+        ("tokenizer_config.json", "tokenizer_class", "TokenizersBackend"),
+    ):
+        file = tmp_path / name
+        file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    assert _tokenizer_class(folder) is None
 
 
 @pytest.fixture

@@ -476,12 +476,10 @@ def test_a_later_file_with_a_column_twice_is_one_refusal(tmp_path):
     (tmp_path / "a.parquet").unlink()
     with pytest.raises(UserError, match="several columns of the name 'text'"):
         corpus(tmp_path)
-
-
-def test_whole_numbers_of_json_are_written_without_a_point(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "x", "gold": 1.0}\n{"text": "y", "gold": 1.5}\n')
-    good, _ = read_all(corpus(tmp_path, extra=["gold"]))
-    assert good["gold"].to_pylist() == ["1", "1.5"]
+    (tmp_path / "b.parquet").unlink()
+    (tmp_path / "c.csv").write_text("id,text,id\n1,x,2\n")
+    with pytest.raises(UserError, match="several columns of the name 'id'"):
+        corpus(tmp_path, id="id")
 
 
 def test_made_ids_are_unique_and_stable(tmp_path):
