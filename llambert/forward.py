@@ -6,6 +6,7 @@ computes nothing that is thrown away. It is used for the families in `_FIRST_POS
 where flash attention runs; else batches are padded.
 """
 
+import time
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -16,7 +17,8 @@ from numpy.typing import NDArray
 Tokens = NDArray[np.int32]  # the token ids of one sequence
 
 _ATTENTION = "llambert_end_to_end"
-_LONG = 256  # tokens from which oneDNN's faster products pay for being called head by head
+_LONG = 256  # tokens from which faster products may pay for being called head by head
+_TRIALS = 5  # of each way of attention; the fastest counts, for others may have disturbed
 # Families whose classification reads the first token alone, by transformers' class, and the number
 # of the first position: RoBERTa counts from the padding token's id plus one.
 _FIRST_POSITION = {
@@ -41,6 +43,8 @@ class Forward:
     """
 
     def __init__(self, model: Any, pad_id: int) -> None:
+        import torch
+
         self._model = model.eval()
         self._pad_id = pad_id
         self.device, self.dtype = model.device, model.dtype
@@ -50,8 +54,10 @@ class Forward:
             _register()
             model.set_attn_implementation(_ATTENTION)
             self._first_position = _FIRST_POSITION[type(model).__name__](model.config)
+        self._by_head = False
         if known and self.device.type == "cpu" and _onednn_multiplies(self.dtype):
             _use_onednn(model)
+            self._by_head = self.dtype == torch.float32 and _heads_pay(model.config)
 
     def __call__(self, sequences: Sequence[Tokens]) -> Any:
         """Logits as a tensor of shape (sequences, labels) on the model's device."""
@@ -82,6 +88,7 @@ class Forward:
             input_ids=self._to_device(torch.from_numpy(ids[None])),
             position_ids=self._to_device(torch.from_numpy(positions[None])),
             bounds=bounds,
+            by_head=self._by_head,
         ).last_hidden_state[0]
         first = hidden[self._to_device(torch.from_numpy(starts[:-1]))][:, None]
         pooler = getattr(base, "pooler", None)
@@ -171,9 +178,21 @@ def _register() -> None:
 
 
 def _attention(
-    module: Any, query: Any, key: Any, value: Any, mask: Any, bounds: Any, scaling: float, **_: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    mask: Any,
+    bounds: Any,
+    by_head: bool,
+    scaling: float,
+    **_: Any,
 ) -> tuple[Any, None]:
-    """Attention within each sequence: (1, heads, tokens, size) to (1, tokens, heads, size)."""
+    """Attention within each sequence: (1, heads, tokens, size) to (1, tokens, heads, size).
+
+    Args:
+        by_head: on a CPU, long sequences by oneDNN, one head after the other.
+    """
     import torch
 
     from llambert.onednn import attention
@@ -186,20 +205,47 @@ def _attention(
         return varlen_attn(*tokens_first, ends, ends, longest, longest, scale=scaling)[None], None
     _, heads, tokens, size = query.shape
     out = torch.empty((1, tokens, heads, size), dtype=query.dtype)
-    onednn = query.dtype == torch.float32 and torch.backends.mkldnn.is_available()
     for start, count, length in bounds:
         end = start + count * length
         parts = [
             x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)
             for x in (query, key, value)
         ]
-        if onednn and length >= _LONG:
+        if by_head and length >= _LONG:
             each = [attention(q, k, v, scaling) for q, k, v in zip(*parts, strict=True)]
             found = torch.stack(each)
         else:
             found = torch.nn.functional.scaled_dot_product_attention(*parts, scale=scaling)
         out[0, start:end] = found.transpose(1, 2).reshape(end - start, heads, size)
     return out, None
+
+
+def _heads_pay(config: Any) -> bool:
+    """Whether attention by oneDNN is faster here than torch's own: measured, in some 0.1 s.
+
+    Torch multiplies by MKL. On an EPYC oneDNN's attention made the whole of MiniLM-L6 faster, on a
+    Xeon with AMX slower by a fifth.
+    """
+    import torch
+
+    from llambert.onednn import attention
+
+    heads = config.num_attention_heads
+    query, key, value = torch.randn(3, 1, heads, 2 * _LONG, config.hidden_size // heads)
+    whole = torch.nn.functional.scaled_dot_product_attention
+
+    def seconds(way: Any) -> float:
+        started = time.perf_counter()
+        way()
+        return time.perf_counter() - started
+
+    with torch.inference_mode():
+        ways = (
+            lambda: attention(query[0], key[0], value[0], 1.0),
+            lambda: whole(query, key, value, scale=1.0),
+        )
+        by_head, at_once = (min(seconds(way) for _ in range(_TRIALS)) for way in ways)
+    return by_head < at_once
 
 
 def _use_onednn(model: Any) -> None:
