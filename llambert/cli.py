@@ -74,8 +74,8 @@ def demo(records: int, folder: str) -> None:
     from llambert.config import load
     from llambert.demo.demo import lay_out, summary
 
-    click.echo(f"{records:,} reviews, two models and a run file go to {folder}/")
     config = str(lay_out(folder, records))
+    click.echo(f"{records:,} reviews, two models and a run file are in {folder}/")
     click.echo(f"$ {shlex.join(['llambert', 'run', config])}")
     _run(config, (), None, None)
     click.echo(summary(load(config).workdir))

@@ -104,14 +104,18 @@ def _happened(report: Mapping[str, Any]) -> Iterator[str]:
     """A line for each step, its counts in words."""
     read, asked = report["corpus"]["counts"], report["annotate"]["counts"]
     labelled, gold = report["label"]["counts"], report["evaluation"]["gold_records"]
+    drawn, by = report["sample"]["counts"]["out"], report["labelled_by"]["variant"]
     yield f"corpus    {read['in']:,} records read, {_dropped(read)} into quarantine"
-    yield f"sample    {report['sample']['counts']['out']:,} of them drawn at random"
-    yield f"annotate  {asked['in']:,} answers of the LLM, {_dropped(asked)} of them rejected"
+    yield f"sample    {drawn:,} of them drawn at random"
+    yield (
+        f"annotate  {asked['in']:,} answers of the LLM, {_dropped(asked)} of them rejected: "
+        f"{drawn:,} on the sample, the others on gold, to measure it"
+    )
     for title in (t for t in report if t.startswith("train ")):
         words = title.split()
         yield f"train     encoder `{words[1]}` on {report[title]['counts']['out']:,} records"
     yield f"evaluate  {gold:,} records with gold labels, held back, put to each encoder"
-    yield f"label     {labelled['out']:,} labels, one for each good record"
+    yield f"label     {labelled['out']:,} labels by encoder `{by}`, one for each good record"
 
 
 def _dropped(counts: Mapping[str, Any]) -> str:

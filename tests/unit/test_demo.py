@@ -83,6 +83,7 @@ def write_report(folder: Path, rate: float | None, llm: dict) -> str:
         "annotate": step | ({"records_per_s": rate} if rate else {}),
         "train llambert seed 1": step,
         "label": step | {"records_per_s": 500.0},
+        "labelled_by": {"variant": "llambert", "seed": 1},
         "evaluation": {
             "gold_records": 4,
             "llm": llm,
@@ -100,6 +101,7 @@ def test_the_summary_has_every_figure_of_the_report(tmp_path):
     for words in (
         "10 records read, 2 (empty_text 2) into quarantine",
         "encoder `llambert` on 8 records",
+        "8 labels by encoder `llambert`, one for each",
         "the LLM 50.0% 15.0% to 85.0% of 3",
         "encoder `llambert`, of the LLM's labels 75.0% 30.0% to 95.0% of 4",
         "the LLM 2.0 1388 h 53 min",
