@@ -69,14 +69,8 @@ def label_rows(
     import ray
 
     gpus = int(cluster.resources().get("GPU", 0))
-    threads = 1
-    share: dict[str, Any] = {"num_gpus": 1}
     least, most = pool_size(model, workers)
-    here = int(ray.cluster_resources().get("GPU", 0))  # without autoscaling
-    if not gpus:
-        threads = cpus_per_worker or cluster.even_share(cluster.node_cpus(), most)
-        share = {"num_cpus": _cpu_share(threads)}
-        here = int(ray.cluster_resources().get("CPU", 1)) // threads
+    threads, share, here = _each(gpus > 0, most, cpus_per_worker)
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
     least, most = (min(actors, blocks or actors) for actors in (least, most))
@@ -105,6 +99,17 @@ def label_rows(
         **as_blocks,
         **share,
     )
+
+
+def _each(on_gpu: bool, most: int, cpus_per_worker: int | None) -> tuple[int, dict[str, Any], int]:
+    """Threads of one of `most` actors, what it takes of Ray, and how many fit as things stand."""
+    import ray
+
+    have = ray.cluster_resources()
+    if on_gpu:
+        return 1, {"num_gpus": 1}, int(have.get("GPU", 0))
+    threads = cpus_per_worker or cluster.even_share(cluster.node_cpus(), most)
+    return threads, {"num_cpus": _cpu_share(threads)}, int(have.get("CPU", 1)) // threads
 
 
 def pool_size(model: str, workers: tuple[int, int] | None) -> tuple[int, int]:

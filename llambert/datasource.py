@@ -61,9 +61,8 @@ def corpus_dataset(
         only_good=only_good,
         numbered=numbered,
     )
-    cores = max(
-        1, int(ray.cluster_resources().get("CPU", 1))
-    )  # a head may have none, and no worker yet
+    # a head may have no core, and no worker be there yet
+    cores = max(1, int(ray.cluster_resources().get("CPU", 1)))
     tasks = _plan(corpus, _share_bytes(corpus.bytes, cores))
     # As many blocks as tasks: otherwise Ray cuts the blocks again, and once more after a
     # checkpoint's filter, into crumbs

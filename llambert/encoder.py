@@ -1,6 +1,5 @@
 """An encoder's files: the folder, the tokenizer, the classifier; texts become token ids."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llambert.errors import UserError
-from llambert.storage import MANIFEST, Folder, fingerprint, is_remote, list_files
+from llambert.storage import Folder, fingerprint, is_remote, list_files
 
 _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "data2vec-text"}
 # The class of AutoTokenizer's for these kinds of models, where the folder names no other
@@ -99,9 +98,8 @@ def _tokenizer_class(folder: str) -> str | None:
 def _read_json(folder: str, name: str) -> dict[str, Any]:
     """A file of a folder; nothing where it is not there or holds something else."""
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
-            found = json.load(file)
-    except (OSError, ValueError):
+        found = Folder(folder).read_json(name)
+    except (FileNotFoundError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -173,7 +171,8 @@ def longest_text(folder: str, tokenizer: Any, trust_remote_code: bool = False) -
     The tokenizer of a model that this project has trained says it. Of another it may know no limit,
     or a larger one than the model's positions, which take seconds of imports to find out.
     """
-    if _read_json(folder, MANIFEST).get("stage") == "train":
+    manifest = Folder(folder).manifest()
+    if manifest and manifest.stage == "train":
         return int(tokenizer.model_max_length)
     from transformers import AutoConfig
 

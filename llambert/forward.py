@@ -6,7 +6,7 @@ computes nothing that is thrown away. It is used for the families in `_FIRST_POS
 where flash attention runs; else batches are padded.
 """
 
-import time
+import timeit
 from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
@@ -234,17 +234,12 @@ def _heads_pay(config: Any) -> bool:
     query, key, value = torch.randn(3, 1, heads, 2 * _LONG, config.hidden_size // heads)
     whole = torch.nn.functional.scaled_dot_product_attention
 
-    def seconds(way: Any) -> float:
-        started = time.perf_counter()
-        way()
-        return time.perf_counter() - started
-
     with torch.inference_mode():
         ways = (
             lambda: attention(query[0], key[0], value[0], 1.0),
             lambda: whole(query, key, value, scale=1.0),
         )
-        by_head, at_once = (min(seconds(way) for _ in range(_TRIALS)) for way in ways)
+        by_head, at_once = (min(timeit.repeat(way, number=1, repeat=_TRIALS)) for way in ways)
     return by_head < at_once
 
 

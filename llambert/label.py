@@ -171,13 +171,16 @@ def _speed(records: int, progress: Progress) -> dict[str, float]:
 def _checkpoint(folder: Folder) -> Iterator[None]:
     """Ray Data's checkpoint, for what is read and written in the `with` block.
 
-    Ray only warns where it cannot keep one; here that is an error.
+    Ray only warns where it cannot keep one; here that is an error. Ray's newer reader of Parquet,
+    by which it would load the checkpoint, lists files by an actor that it does not start again: a
+    run that begins just after a node was lost would fail. The older one's tasks are repeated.
     """
     import ray
     from ray.data.checkpoint import CheckpointConfig
 
     filesystem, path = arrow_filesystem((folder / CHECKPOINT).uri)
     context = ray.data.DataContext.get_current()
+    newer, context.use_datasource_v2 = context.use_datasource_v2, False
     context.checkpoint_config = CheckpointConfig(
         id_column="id",
         checkpoint_path=path,
@@ -190,6 +193,7 @@ def _checkpoint(folder: Folder) -> Iterator[None]:
             yield
     finally:
         context.checkpoint_config = None
+        context.use_datasource_v2 = newer
 
 
 def _block_bytes(corpus: Corpus) -> int:
