@@ -16,6 +16,9 @@ _ENVIRONMENT = {
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
     "RAY_TRAIN_V2_ENABLED": "1",
+    # How often Ray Train looks at its workers, by default every 2 s: a worker waits for the next
+    # look with every checkpoint and at its end, which in a short training is most of the time.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
 }
 
 # For a Ray that is started here: it begins without a worker for each core, which take a second of a
