@@ -3,6 +3,7 @@
 import itertools
 import logging
 import time
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,6 +37,9 @@ LIGHT_CPUS = 0.2
 _TOKENIZER_CPUS = 0.1  # where there is no GPU; beside GPUs a whole core
 # For how many cores one tokenizer suffices; to start one takes seconds of a core.
 _CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
+# Further attempts at a block whose actor dies, as on a node that is lost. Without a limit, a block
+# that takes its actor along each time would be tried until none has moved for hours.
+RETRIES = 4
 _MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
 _COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
 
@@ -65,6 +69,9 @@ def label_rows(
         batch_tokens: as for `Labeller`.
         trust_remote_code: as in training; a model that needs its own code does not load without.
         blocks: how many `rows` has, where that is known: further actors would load for nothing.
+
+    Raises, when it is executed:
+        ray.exceptions.RayActorError: a block's actor died, and `RETRIES` times again.
     """
     import ray
 
@@ -76,29 +83,34 @@ def label_rows(
     least, most = (min(actors, blocks or actors) for actors in (least, most))
     as_blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     tokenizers = _tokenizers("gpu" if gpus else "cpu")
-    return rows.map_batches(
+    tokenized = rows.map_batches(
         Tokenizer,
         fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tokenizers),
         num_cpus=1 if gpus else _TOKENIZER_CPUS,
         **as_blocks,
-    ).map_batches(
-        Labeller,
-        fn_constructor_kwargs={
-            "model": model,
-            "dtype": dtype,
-            "batch_tokens": batch_tokens,
-            "threads": threads,
-            "probabilities": probabilities,
-            "counter": counter,
-            "trust_remote_code": trust_remote_code,
-        },
-        compute=ray.data.ActorPoolStrategy(
-            min_size=least, max_size=most, initial_size=min(max(here, least), most)
-        ),
-        **as_blocks,
-        **share,
     )
+    with warnings.catch_warnings():
+        # Ray 2.60 has no other way to say it, and announces that this one will go in 2.64
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return tokenized.map_batches(
+            Labeller,
+            fn_constructor_kwargs={
+                "model": model,
+                "dtype": dtype,
+                "batch_tokens": batch_tokens,
+                "threads": threads,
+                "probabilities": probabilities,
+                "counter": counter,
+                "trust_remote_code": trust_remote_code,
+            },
+            compute=ray.data.ActorPoolStrategy(
+                min_size=least, max_size=most, initial_size=min(max(here, least), most)
+            ),
+            max_task_retries=RETRIES,
+            **as_blocks,
+            **share,
+        )
 
 
 def _each(on_gpu: bool, most: int, cpus_per_worker: int | None) -> tuple[int, dict[str, Any], int]:

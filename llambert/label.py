@@ -9,9 +9,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from llambert import cluster
-from llambert.classify import LIGHT_CPUS, label_rows, pool_size
+from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, pool_size
 from llambert.datasource import corpus_dataset
-from llambert.errors import CountError
+from llambert.errors import CountError, StageError
 from llambert.progress import Progress
 from llambert.records import Corpus
 from llambert.section import Section, Variant
@@ -103,6 +103,7 @@ def label(
 
     Raises:
         CountError: records were lost or doubled.
+        StageError: a block ended every actor that it was given to.
     """
     if not folder.exists(_RUN) or folder.read_json(_RUN)["run"] != run:
         folder.remove()
@@ -127,9 +128,7 @@ def label(
             trust_remote_code=trust_remote_code,
             **config.actors() | {"workers": workers},
         )
-        filesystem, path = arrow_filesystem(folder.uri)
-        light = {"num_cpus": LIGHT_CPUS}
-        labelled.write_parquet(path, filesystem=filesystem, mode="append", ray_remote_args=light)
+        _write(labelled, folder)
     written = folder.row_count()
     if written != total:
         folder.fs.rm_file(folder.path(_RUN))  # the next run begins anew
@@ -148,6 +147,21 @@ def label(
             **_speed(written - before, progress),
         },
     )
+
+
+def _write(labelled: Any, folder: Folder) -> None:
+    from ray.exceptions import RayActorError
+
+    filesystem, path = arrow_filesystem(folder.uri)
+    light = {"num_cpus": LIGHT_CPUS}
+    try:
+        labelled.write_parquet(path, filesystem=filesystem, mode="append", ray_remote_args=light)
+    except RayActorError as error:
+        raise StageError(
+            f"a labeller died {RETRIES + 1} times at the same block: {error.error_msg.strip()}",
+            "where the memory did not suffice, have fewer labellers (label.workers) or smaller "
+            "batches (label.batch_tokens); the other labels are kept, and the same command goes on",
+        ) from error
 
 
 def _speed(records: int, progress: Progress) -> dict[str, float]:

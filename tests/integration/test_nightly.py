@@ -250,6 +250,57 @@ def test_a_night_without_one_good_record_is_held(folder, other_model):
     assert "Nothing new since night 3." in later.stdout and "held back" not in later.stdout
 
 
+DEADLY = """
+import os, pathlib, signal, time
+from transformers import RobertaConfig, RobertaForSequenceClassification
+
+class DeadlyConfig(RobertaConfig):
+    model_type = "deadly"
+
+class DeadlyClassifier(RobertaForSequenceClassification):
+    config_class = DeadlyConfig
+
+    def forward(self, input_ids=None, **more):
+        if (input_ids == self.config.deadly_token).any():
+            pathlib.Path(self.config.deaths, str(time.monotonic_ns())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(input_ids=input_ids, **more)
+"""
+
+
+def test_a_record_that_ends_every_labeller_ends_the_night_and_costs_no_other(
+    folder, other_model, tmp_path
+):
+    """By a model whose code kills its process at one token, as a lack of memory would."""
+    from llambert.encoder import load_tokenizer
+
+    (token,) = load_tokenizer(other_model).encode("Q", add_special_tokens=False)
+    model, deaths = tmp_path / "deadly", tmp_path / "deaths"
+    shutil.copytree(other_model, model)
+    deaths.mkdir()
+    (model / "modeling_deadly.py").write_text(DEADLY)
+    classes = {"AutoConfig": "Config", "AutoModelForSequenceClassification": "Classifier"}
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "deadly", "deadly_token": token, "deaths": str(deaths)}
+    config["auto_map"] = {name: f"modeling_deadly.Deadly{kind}" for name, kind in classes.items()}
+    (model / "config.json").write_text(json.dumps(config))
+    (tmp_path / "corpus").mkdir()
+    write_file(tmp_path, "a", seed=7)
+    text = pa.table({"id": ["deadly"], "text": ["Q"]})
+    pq.write_table(text, tmp_path / "corpus" / "b.parquet")
+    there = [f"--set=corpus.path={tmp_path}/corpus", f"--set=workdir={tmp_path}/out"]
+    trusted = "--set=train.trust_remote_code=true"
+    said = nightly(folder, f"--model={model}", *there, trusted)
+    assert said.returncode == 1, said.stdout + said.stderr
+    assert "a labeller died 5 times at the same block" in said.stderr
+    assert "Traceback" not in said.stderr and "deprecated" not in said.stderr
+    assert len(list(deaths.iterdir())) == 5
+    (labels,) = tmp_path.glob("out/nightly/*/night-0001/labels")
+    kept = [pq.read_table(path, columns=["id"]) for path in labels.glob("*.parquet")]
+    ids = pa.concat_tables(kept)["id"].to_pylist()
+    assert len(set(ids)) == len(ids) > 0 and "deadly" not in ids
+
+
 def test_nights_on_s3(folder, other_model, s3):
     uri = f"{s3}/nights"
     fs = fsspec.filesystem("s3")
