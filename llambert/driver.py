@@ -22,6 +22,10 @@ if TYPE_CHECKING:
 
 _SUPERVISED = "LLAMBERT_SUPERVISED"  # set for a stage that `run` started and must not outlive
 _LIGHT = ("report", "tracking")  # stages that need no Ray
+
+# For a stage's driver: Ray's core would write to the terminal what it thinks of Ray Data's actors.
+# What ends a stage comes as an exception.
+_QUIET = {} if os.environ.get("LLAMBERT_WORKER_LOGS") else {"RAY_BACKEND_LOG_LEVEL": "fatal"}
 _STOP_S = 5.0  # seconds for a stage to end when told to
 
 
@@ -76,7 +80,8 @@ def _run_child(stage: str, command: list[str], environment: dict[str, str]) -> N
     Raises:
         StageError: it was killed; of any other failure it has told by itself.
     """
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=os.environ | environment)
+    environment = _QUIET | os.environ | environment
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
     try:
         code = child.wait()
     except BaseException:
