@@ -27,7 +27,7 @@ from llambert.plan import Range, estimate
 from llambert.planner import asking
 from llambert.power_law import LEAST_RECORDS, Point, doublings, look_ahead
 from llambert.preflight import fits
-from llambert.progress import Progress, duration
+from llambert.progress import Progress, digits, duration
 from llambert.rates import known_rates
 from llambert.report_plots import curve_file
 from llambert.schema import GOLD
@@ -344,7 +344,7 @@ def _price(cost: Mapping[str, Any]) -> str:
             what += f", {cost['llm_seconds']:,.0f} s of it"
         if cost["llm_device_seconds"]:
             what += f" ({cost['llm_device_seconds']:,.0f} {cost['llm_device']}-seconds)"
-    whole = "" if cost["cost"] is None else f": {cost['cost']:,.3g} {cost['currency']}"
+    whole = "" if cost["cost"] is None else f": {digits(cost['cost'])} {cost['currency']}"
     return (
         f"{what}, and a training of {cost['training_seconds']:,.0f} s "
         f"({cost['training_device_seconds']:,.0f} {cost['training_device']}-seconds){whole}"

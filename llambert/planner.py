@@ -19,6 +19,7 @@ from llambert.lease import Lease
 from llambert.pipeline import Pipeline
 from llambert.plan import FIGURES, Range, Rate, Work, as_json, estimate, plain
 from llambert.preflight import check_resources
+from llambert.progress import digits
 from llambert.rates import calibrate, known_rates, to_ask
 from llambert.step import check_writable
 from llambert.survey import Survey, encoder_tokens, llm_tokens, survey
@@ -325,13 +326,8 @@ def _cell(value: Mapping[str, float] | None, key: str, busy: bool) -> str:
         return f"{expected:,.0f}" if expected == int(expected) else f"{expected:,.3g}"
     scales = _CLOCK if key == "hours" else _SCALES
     size, name = next((scale for scale in scales if expected >= scale[0]), scales[-1])
-    below, figure, above = (_digits(each / size) for each in (low, expected, high))
+    below, figure, above = (digits(each / size) for each in (low, expected, high))
     return f"{figure}{name}" + (f"\n[dim]{below}-{above}{name}[/dim]" if low != high else "")
-
-
-def _digits(value: float) -> str:
-    """Three of them, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def _side_by_side(plan: Mapping[str, Any]) -> str:
@@ -340,6 +336,6 @@ def _side_by_side(plan: Mapping[str, Any]) -> str:
     for key, name in (("cost", "cost"), ("device_hours", "device-hours"), ("hours", "time")):
         if all(total[key] and total[key]["expected"] for total in (ours, theirs)):
             times = Range(**theirs[key]).over(Range(**ours[key]))
-            low, expected, high = (_digits(each) for each in times)
+            low, expected, high = (digits(each) for each in times)
             return f"The LLM alone takes {expected} times the {name} of LlamBERT ({low}-{high})."
     return ""

@@ -1,6 +1,7 @@
 """How far a stage is: one live line on a terminal, a plain line now and then in a log."""
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -255,6 +256,15 @@ class Progress:
             return self.line()
         except Exception as error:
             return f"{self.stage}  {self.note}  (no count: {type(error).__name__})"
+
+
+def digits(value: float) -> str:
+    """Three digits of a figure, or all before the point; never a power of ten."""
+    if value >= 100 or value == 0:
+        return f"{value:,.0f}"
+    places = 2 - math.floor(math.log10(abs(value)))
+    whole = f"{value:,.{places}f}"
+    return whole.rstrip("0").rstrip(".") if "." in whole else whole
 
 
 def duration(seconds: float) -> str:

@@ -98,7 +98,8 @@ def _figures(
             for title, manifest in manifests.items()
             if manifest.stage in WORKING and (figures := _work(manifest))
         },
-        "notes": [note for title, each in manifests.items() for note in _notes(title, each)],
+        "notes": _gold_asked(manifests)
+        + [note for title, each in manifests.items() for note in _notes(title, each)],
         "steps": {title: _step(*pair) for title, pair in made.items()},
         "versions": manifests["label"].versions,
     }
@@ -173,6 +174,15 @@ def _work(manifest: Manifest) -> dict[str, Any]:
         if found and not (name in _NO_COUNT and found[0] == 0):
             figures[name] = found[0]
     return figures
+
+
+def _gold_asked(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
+    """Why the LLM was asked about more records than were drawn."""
+    gold = manifests["annotate"].counts["in"] - manifests["sample"].counts["out"]
+    note = "gold records that were not drawn, to measure the LLM by"
+    return (
+        [{"step": "annotate", "kind": "asked too", "note": note, "records": gold}] if gold else []
+    )
 
 
 def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llambert.progress import duration
+from llambert.progress import digits, duration
 from llambert.report_plots import WHO, figures, title
 
 # A figure of a step's work: its heading, and the names that stages give it in their details.
@@ -37,6 +37,7 @@ def page(value: Mapping[str, Any]) -> str:
         "count": lambda number: f"{number:,}",
         "percent": _percent,
         "interval": _interval,
+        "digits": digits,
         "duration": duration,
         "amount": _amount,
         "p_value": lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
@@ -87,7 +88,7 @@ def _amount(amount: float, unit: str) -> str:
     if unit == "seconds":
         return duration(amount)
     if unit != "GPU-seconds":
-        return f"{amount:,.2f} {unit}" if amount >= 0.1 else f"{amount:.2g} {unit}"
+        return f"{amount:,.2f} {unit}" if amount >= 0.1 else f"{digits(amount)} {unit}"
     return f"{amount / 3600:,.2f} GPU-hours" if amount >= 360 else f"{amount:,.0f} GPU-seconds"
 
 

@@ -48,7 +48,7 @@ def finished_run(
     )
     metrics: dict[str, Any] = {"gold_records": _GOLD}
     answered = _said(rng, gold, labels, 0.94).append_column("text", gold["text"])
-    metrics["llm"] = _llm_metrics(answered, labels)
+    metrics["llm"] = _llm_metrics(answered, labels) | {"rejected": 3}
     found: dict[int, dict[str, pa.Table]] = {
         seed: {who: _said(rng, gold, labels, share) for who, share in RIGHT.items()}
         for seed in SEEDS

@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from llambert import progress as module
-from llambert.progress import Progress, duration
+from llambert.progress import Progress, digits, duration
 
 
 @pytest.fixture
@@ -30,6 +30,17 @@ def clock(monkeypatch):
 )
 def test_duration(seconds, said):
     assert duration(seconds) == said
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        *((0, "0"), (0.0283333, "0.0283"), (0.1, "0.1"), (1.155, "1.16"), (12.0, "12")),
+        *((99.97, "100"), (297.4, "297"), (30_000_000, "30,000,000"), (0.00001234, "0.0000123")),
+    ],
+)
+def test_figures_never_take_powers_of_ten(value, said):
+    assert digits(value) == said
 
 
 def test_a_line_says_how_far_how_fast_and_how_long(clock):

@@ -93,6 +93,13 @@ def test_the_answer_comes_first(tmp_path):
     assert f"at {100 * value['cost']['share']:.1f} % of what the LLM alone" in answer
     assert "annotate : 1 request failed" in answer  # a warning
     assert "Both are counted alike" in answer
+    llm = value["evaluation"]["llm"]
+    assert llm["rejected"] > 0
+    assert (
+        f"on {llm['records']} records that it gave a label for; for {llm['rejected']} it" in answer
+    )
+    each = value["cost"]["per_record"]
+    assert f"{each['llm'] / each['encoder']:.0f} times as much by the LLM" in page.words
 
 
 def test_in_money_where_every_price_is_known(tmp_path):
