@@ -273,6 +273,12 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
     known = rates.get("annotate")
     if config.annotate.engine == "openai" and not (known and known.prompt_tokens):
         notes.append("The endpoint's tokens are guessed: 3 to 5 characters of a text make one.")
+    rate = rates.get("label")
+    if rate and rate.device != "cpu" and config.label.workers is None:
+        notes.append(
+            f"The time of evaluate and label is that of {rate.devices:,} GPU, as their rate was "
+            "measured; the run takes every GPU that it finds, unless label.workers says how many."
+        )
     if stored := _stored(pipeline):
         notes.append(
             f"{stored:,} answers of this LLM are stored already: the run does not ask again for "

@@ -118,3 +118,14 @@ def test_recorded_answers_are_said_not_to_count(config, tmp_path):
     plan = make_plan(Pipeline(run))
     assert plan["llm_on_everything"]["total"]["hours"]["expected"] == pytest.approx(100 / 3600)
     assert any("The answers are recorded" in note for note in plan["notes"])
+
+
+def test_the_time_of_one_gpu_is_said_to_be_that_where_the_run_may_take_more(config):
+    def told(**changes) -> bool:
+        values = config.model_dump()
+        values["plan"]["rates"]["label"]["device"] = "gpu"
+        run = RunConfig.model_validate(values | changes)
+        return any("is that of 1 GPU" in note for note in make_plan(Pipeline(run))["notes"])
+
+    assert told(label={"workers": None})
+    assert not told()
