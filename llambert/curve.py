@@ -18,7 +18,7 @@ import pyarrow as pa
 from llambert import cluster
 from llambert.config import RunConfig
 from llambert.errors import UserError
-from llambert.gold import first_by_hash, without
+from llambert.gold import without
 from llambert.held import devices, held
 from llambert.lease import Lease
 from llambert.measures import over_seeds
@@ -30,6 +30,7 @@ from llambert.preflight import fits
 from llambert.progress import Progress, digits, duration
 from llambert.rates import known_rates
 from llambert.report_plots import curve_file
+from llambert.sample import as_drawn
 from llambert.schema import GOLD
 from llambert.step import Step, check_writable, made, run_step
 from llambert.storage import Manifest, Outcome
@@ -70,7 +71,8 @@ class Curve:
             self.against = f"{held:,} of the LLM's own labels, held back as there is no gold"
         by_variant = {
             "llambert": without(annotated, self._test),
-            "baseline": without(first_by_hash(gold.train, gold.train.num_rows), self._test),
+            # In the same order, so that on the same records only the labels differ
+            "baseline": without(as_drawn(gold.train, config.sample.seed), self._test),
         }
         self._records = {variant: by_variant[variant] for variant in variants}
         self._sizes = {variant: self._sizes_of(variant) for variant in variants}

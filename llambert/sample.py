@@ -125,6 +125,12 @@ def hashed(table: pa.Table, seed: int) -> pa.Table:
     return pa.table([hashes, ids, table["text"]], schema=_DRAWN)
 
 
+def as_drawn(records: pa.Table, seed: int) -> pa.Table:
+    """`records` (id, text, …) in the order in which samples of growing size would draw them."""
+    keys = [("hash", "ascending"), ("id", "ascending")]
+    return records.take(pc.sort_indices(hashed(records, seed), sort_keys=keys))
+
+
 def _hash(seed: int, id: str) -> int:
     """BLAKE2b, 64 bits, of seed and id: the same on every machine."""
     digest = hashlib.blake2b(f"{seed}\0{id}".encode(), digest_size=8).digest()

@@ -45,3 +45,12 @@ def test_pick_takes_integers_as_strings_and_spreads_evenly():
 def test_size_is_positive(size):
     with pytest.raises(ValidationError, match="greater than 0"):
         SampleConfig(size=size)
+
+
+def test_other_records_come_in_the_order_of_the_draw():
+    ids = [f"r{i}" for i in range(50)]
+    table = pa.table({"id": ids, "text": ids, "label": ids})
+    ordered = sample.as_drawn(table, seed=3)
+    assert ordered["id"].to_pylist() == sorted(ids, key=lambda id: sample._hash(3, id))
+    assert ordered["label"].equals(ordered["id"]) and ordered.schema == table.schema
+    assert sample.as_drawn(table.slice(0, 0), seed=3).num_rows == 0
