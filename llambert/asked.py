@@ -45,18 +45,18 @@ class Asked:
     most: int  # gold test records that are asked
 
     def records(self) -> pa.Table:
-        """The sample and the first gold test records by hash of id; each text, each id once.
+        """The sample and the first gold test records by hash of id, whose texts are asked once.
 
         A gold record with the id of a sampled record and another text gets an id of its own.
         """
         sample, chosen = self._sampled(), first_by_hash(self.gold.test, self.most)
         ids = set(sample["id"].to_pylist())
-        texts = set(sample["text"].to_pylist())
-        rows = [
-            {"id": GOLD_PREFIX * (row["id"] in ids) + row["id"], "text": row["text"]}
-            for row in chosen.to_pylist()
-            if row["text"] not in texts
-        ]
+        texts, rows = set(sample["text"].to_pylist()), []
+        for row in chosen.to_pylist():
+            if row["text"] not in texts:
+                texts.add(row["text"])
+                key = GOLD_PREFIX * (row["id"] in ids) + row["id"]
+                rows.append({"id": key, "text": row["text"]})
         return pa.concat_tables([sample, pa.Table.from_pylist(rows, schema=SAMPLE)])
 
     def annotated_gold(self) -> pa.Table:
@@ -65,19 +65,20 @@ class Asked:
         Columns: id, text, gold, label, confidence, reject_reason, response.
 
         They are found by their text: ids of different files may be the same by chance. A test
-        record bears its own id, by which the encoders' labels are compared with it.
+        record bears its own id, by which the encoders' labels are compared with it; of records
+        with one text one is there.
         """
         train = {row["text"]: row for row in self.gold.train.to_pylist()}
         test = {row["text"]: row for row in self.gold.test.to_pylist()}
         answers = {row["id"]: row for row in self._annotations().to_pylist()}
-        rows: list[dict[str, Any]] = []
+        rows: dict[str, dict[str, Any]] = {}
         for record in self.records().to_pylist():
             known = test.get(record["text"]) or train.get(record["text"])
             if known:
                 key = known["id"] if record["text"] in test else f"train:{known['id']}"
                 truth = {"id": key, "text": record["text"], "gold": known["label"]}
-                rows.append({**answers[record["id"]], **truth})
-        return pa.Table.from_pylist(rows, schema=ANNOTATED_GOLD).sort_by("id")
+                rows.setdefault(key, {**answers[record["id"]], **truth})
+        return pa.Table.from_pylist(list(rows.values()), schema=ANNOTATED_GOLD).sort_by("id")
 
     def annotated_sample(self) -> tuple[pa.Table, dict[str, int]]:
         """id, text, label of the sampled records to train on; how many are left out, and why."""

@@ -33,6 +33,19 @@ def test_ids_are_unique_and_no_text_is_asked_twice(asked):
     assert sorted(records[3:]) == [("9", "q"), ("gold:5", "fine")]
 
 
+def test_of_records_with_one_text_one_is_asked_and_measured(tmp_path):
+    sample, annotator = Folder(str(tmp_path / "sample")), Folder(str(tmp_path / "annotator"))
+    rows = [{"id": key, "text": "twin"} for key in ("1", "2")]
+    sample.write_table("sample.parquet", pa.Table.from_pylist(rows, schema=SAMPLE))
+    test = gold(*[(key, text, "pos") for key, text in [("a", "two"), ("b", "two"), ("c", "twin")]])
+    asked = Asked(sample, annotator, Gold(gold(), test, QUARANTINE.empty_table()), most=10)
+    texts = asked.records()["text"].to_pylist()
+    assert texts == ["twin", "twin", "two"]  # of the corpus every record is asked
+    said = [{"id": id, "label": "pos"} for id in asked.records()["id"].to_pylist()]
+    annotator.write_table("annotations.parquet", pa.Table.from_pylist(said, schema=ANNOTATION))
+    assert sorted(asked.annotated_gold()["text"].to_pylist()) == ["twin", "two"]
+
+
 def test_answers_find_their_gold_record_by_its_text(asked):
     answers = [
         {"id": row["id"], "label": "pos" if row["text"] == "fine" else "neg"}
