@@ -25,7 +25,7 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     text = run_file.read_text()
     assert "[baseline, llambert, combined]" in text
     run_file.write_text(text.replace("[baseline, ", "["))
-    done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=550)
+    done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     assert "nothing back yet" in done.stderr  # while vLLM starts
     assert "core_worker" not in done.stderr  # Ray's remarks on what Ray Data does
