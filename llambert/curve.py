@@ -18,6 +18,7 @@ import pyarrow as pa
 from llambert import cluster
 from llambert.config import RunConfig
 from llambert.errors import UserError
+from llambert.gates import Gate, check_passed
 from llambert.gold import without
 from llambert.held import devices, held
 from llambert.lease import Lease
@@ -58,6 +59,7 @@ class Curve:
         self._pipeline = Pipeline(config)
         self.folder = self._pipeline.workdir.curve
         self._warnings: list[str] = []
+        self._gates: list[Gate] = []
         gold, variants = self._pipeline.gold, [*map(str, config.curve.variants)]
         self._test = gold.test
         self.against = f"{gold.test.num_rows:,} gold test records"
@@ -88,9 +90,11 @@ class Curve:
 
         Raises:
             UserError: the workdir or the encoder cannot be used, or the cluster is too small.
+            GateError: the LLM's labels, where they are used, do not pass the run file's gates.
             StageError: a training failed.
         """
         check_writable(self._pipeline.workdir)
+        check_passed(self._gates, self._pipeline.workdir.gates)
         trials = self._trials()
         done = {trial: step.manifest for trial, step in trials.items() if step.manifest}
         with Lease(self._pipeline.workdir):
@@ -117,6 +121,7 @@ class Curve:
                 "the curve needs what annotate makes, which is missing or stale",
                 "`llambert run CONFIG --until annotate` makes it",
             )
+        self._gates = self._pipeline.gates("annotate")
         records, _ = self._pipeline.asked.annotated_sample()
         return records.select(GOLD.names)
 

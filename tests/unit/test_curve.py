@@ -12,7 +12,7 @@ from learning_curve import published
 
 from llambert.config import RunConfig
 from llambert.curve import Curve, show
-from llambert.errors import UserError
+from llambert.errors import GateError, UserError
 from llambert.pipeline import Pipeline
 from llambert.plan import PlanConfig
 from llambert.power_law import CurveConfig, Outlook, look_ahead
@@ -154,6 +154,14 @@ def test_what_a_curve_wants(tmp_path):
     config = run_file(tmp_path, {"test": "test.parquet"}, variants=["baseline"])
     with pytest.raises(UserError, match="0 gold training records are too few"):
         Curve(config, 0.005)
+
+
+def test_nothing_is_trained_on_labels_that_do_not_pass_the_gates(tmp_path):
+    config = run_file(tmp_path, None)
+    annotated(config)
+    bound = config.gates.model_copy(update={"rejects_share": 0.05})
+    with pytest.raises(GateError, match=r"rejects_share: 0\.1000"):
+        Curve(config.model_copy(update={"gates": bound}), 0.005).run(lambda *told: None)
 
 
 def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
