@@ -26,6 +26,9 @@ _OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's
 _WHOLE_HASH_BYTES = 64 * 2**20  # a larger file is fingerprinted by its size and its two ends
 _END_BYTES = 2**20
 _READERS = 16  # footers read at once: an object store answers each in tens of milliseconds
+# What tells an object's content, the surest first. Google's ETag changes with the metadata too; an
+# object that was composed there of parts has no MD5, only the number of its generation.
+_VERSIONS = ("ETag", "md5Hash", "generation", "etag", "mtime")
 # Where the errors of the object stores' drivers are defined, those that are no OSError.
 _DRIVERS = {"aiobotocore", "aiohttp", "botocore", "gcsfs", "google"}
 
@@ -307,7 +310,7 @@ def replacing(folder: Folder, name: str, schema: pa.Schema) -> Iterator[pq.Parqu
 def list_files(uris: Iterable[str], suffixes: tuple[str, ...] = ()) -> list[dict[str, Any]]:
     """Every file under `uris` (files, folders, globs): uri, size in bytes, version; sorted by uri.
 
-    `version` is the store's ETag or the local modification time: it changes with the content.
+    `version` is the store's hash, ETag or the local modification time: it changes with the content.
     Names that start with '.' or '_' are skipped, as Parquet writers expect.
 
     Raises:
@@ -333,7 +336,7 @@ def list_files(uris: Iterable[str], suffixes: tuple[str, ...] = ()) -> list[dict
             )
         for entry in named:
             full = fs.unstrip_protocol(entry["name"]) if is_remote(uri) else entry["name"]
-            version = entry.get("ETag") or entry.get("etag") or entry.get("mtime", "")
+            version = next((entry[name] for name in _VERSIONS if entry.get(name)), "")
             found[full] = {"uri": full, "size": entry["size"] or 0, "version": str(version)}
     return [found[uri] for uri in sorted(found)]
 

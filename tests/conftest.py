@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.s3_server import s3, s3_environment
+from tests.object_stores import gs, s3, store_environment
 
-__all__ = ["s3", "s3_environment"]
+__all__ = ["gs", "s3", "store_environment"]
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 @pytest.fixture(scope="session")
-def ray_session(s3_environment):
+def ray_session(store_environment):
     """One local Ray, started by the first test that asks and kept for all.
 
-    Its workers are born with the environment of the S3 server, whether that runs yet or not.
+    Its workers are born with the addresses of the object stores, whether those run yet or not.
     """
     from llambert import cluster
 
