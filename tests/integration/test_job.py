@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -71,18 +72,24 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _submit(address: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    """Submit until the cluster takes the job, for a minute: its agent starts after its server."""
+def _submit(address: str, folder: Path, job: str) -> None:
+    """Run `jobs/JOB.py` to its end; submits until the cluster takes it, for a minute.
+
+    For the agent, which starts jobs, comes up after the server that takes them.
+    """
+    shutil.copy(ROOT / "jobs" / f"{job}.py", folder)
     command = [RAY, "job", "submit", f"--address={address}", f"--working-dir={folder}"]
-    command += ["--submission-id=label", "--", sys.executable, "label.py", "run.yaml"]
+    command += [f"--submission-id={job}", "--", sys.executable, f"{job}.py", "run.yaml"]
     deadline = time.monotonic() + 60
     while True:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=400, env=_environment()
         )
-        if done.returncode == 0 or _is_known(address, "label") or time.monotonic() > deadline:
-            return done
+        if done.returncode == 0 or _is_known(address, job) or time.monotonic() > deadline:
+            break
         time.sleep(2)
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
+    assert "succeeded" in done.stdout + done.stderr
 
 
 def _is_known(address: str, job: str) -> bool:
@@ -122,27 +129,47 @@ def _write_run(uri: str, folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
 
 
-def test_a_submitted_job_labels_from_s3_to_s3(s3, tmp_path):
-    uri = f"{s3}/job"
-    _write_run(uri, tmp_path)
-    script = (ROOT / "jobs" / "label.py").read_text()
-    (tmp_path / "label.py").write_text(script)
-    with _cluster(tmp_path) as address:
-        done = _submit(address, tmp_path)
-    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
-    assert "succeeded" in done.stdout + done.stderr
+def _finished(uri: str) -> set[str]:
+    """The folders of the workdir that hold something finished."""
     fs = fsspec.filesystem("s3")
     fs.invalidate_cache()
-    (labels,) = fs.ls(f"{uri}/out/labels", detail=False)
+    out = f"{uri}/out/".removeprefix("s3://")
+    manifests = fs.glob(f"{out}**/manifest.json")
+    return {path.removeprefix(out).partition("/")[0] for path in manifests}
+
+
+def _labels(folder: str) -> dict[str, str]:
+    """The label of each id; fails where an id has two."""
+    fs = fsspec.filesystem("s3")
     tables = []
-    for path in fs.glob(f"{labels}/*.parquet"):
+    for path in fs.glob(f"{folder}/*.parquet"):
         with fs.open(path, "rb") as file:
-            tables.append(pq.read_table(file))
-    table = pa.concat_tables(tables)
+            tables.append(pq.read_table(file, columns=["id", "label"]))
+    rows = pa.concat_tables(tables).to_pylist()
+    labels = {row["id"]: row["label"] for row in rows}
+    assert len(labels) == len(rows)
+    return labels
+
+
+def test_every_job_submitted_in_turn_from_s3_to_s3(s3, tmp_path):
+    uri = f"{s3}/job"
+    _write_run(uri, tmp_path)
+    with _cluster(tmp_path) as address:
+        _submit(address, tmp_path, "annotate")
+        assert _finished(uri) == {"corpus", "sample", "annotations"}
+        _submit(address, tmp_path, "train")
+        assert _finished(uri) == {"corpus", "sample", "annotations", "models", "evaluation"}
+        _submit(address, tmp_path, "label")
+        _submit(address, tmp_path, "label_nightly")
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    (folder,) = fs.ls(f"{uri}/out/labels", detail=False)
+    labels = _labels(folder)
     truth = {row["id"]: row["label"] for row in easy_records(RECORDS).to_pylist()}
-    assert sorted(table["id"].to_pylist()) == sorted(truth)
-    right = [truth[row["id"]] == row["label"] for row in table.to_pylist()]
-    assert sum(right) / RECORDS > 0.9
+    assert labels.keys() == truth.keys()
+    assert sum(truth[id] == label for id, label in labels.items()) / RECORDS > 0.9
     report = json.loads(fs.cat_file(f"{uri}/out/report/report.json"))
     assert report["label"]["counts"]["out"] == RECORDS
+    (night,) = fs.glob(f"{uri}/out/nightly/*/night-0001")
+    assert _labels(f"{night}/labels") == labels and fs.exists(f"{night}/_SUCCESS")
     assert "testing" not in fs.cat_file(f"{uri}/out/config.yaml").decode()  # the key of the server
