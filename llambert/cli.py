@@ -24,6 +24,7 @@ _settings = click.option(
     help="Set a field of the run file, such as train.epochs=2; may be repeated.",
 )
 _config = click.argument("config", type=click.Path())
+_NAMED = 5  # files that a warning names
 
 
 class _Commands(click.Group):
@@ -242,6 +243,13 @@ def nightly(
     done = nights.label()
     for night in done:
         _night_summary(night)
+    if nights.gone:
+        click.secho(
+            f"warning: of a night that was killed, {len(nights.gone):,} files are there no more, "
+            f"before they were labelled: {', '.join(nights.gone[:_NAMED])}",
+            fg="yellow",
+            err=True,
+        )
     if not done:
         click.secho(f"Nothing new since night {nights.last}.", bold=True)
     if waiting := [n for n in nights.waiting() if n not in [night.number for night in done]]:

@@ -2,19 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from numpy.typing import ArrayLike
 from pydantic import Field
 
 from llambert.section import Section
+from llambert.storage import Folder
 
 # Upper edges, in characters, of the buckets of a histogram of text lengths: three to an octave.
 LENGTH_EDGES = np.unique(np.round(2.0 ** (np.arange(94) / 3)).astype(np.int64))
 _BINS = 10  # of the population stability index, as is usual
 _NAMED = 3  # labels that a message names
+_READERS = 16  # files of labels read at once
 
 
 class NightlyConfig(Section):
@@ -34,6 +39,13 @@ class NightlyConfig(Section):
         gt=0,
         description="Largest population stability index of the text lengths; below 0.1 counts as "
         "unchanged and above 0.25 as a shift (Siddiqi, Credit Risk Scorecards, 2006).",
+    )
+    refused_share: float = Field(
+        0.5,
+        gt=0,
+        lt=1,
+        description="Most of a night's records that may be refused: those without a usable text "
+        "or id, and duplicates within the night.",
     )
     least_records: int = Field(
         500,
@@ -82,6 +94,29 @@ def training_profile(details: dict[str, Any]) -> Profile | None:
     return Profile(
         details["records_by_label"], details.get("validation_confidence"), details["text_lengths"]
     )
+
+
+def labels_profile(labels: Folder, lengths: dict[str, int]) -> Profile:
+    """The profile of a folder of labels, read a few files and a few thousand rows at a time."""
+
+    def count(name: str) -> tuple[Counter[str], float]:
+        seen: Counter[str] = Counter()
+        confidence = 0.0
+        with labels.fs.open(labels.path(name), "rb") as file:
+            for batch in pq.ParquetFile(file).iter_batches(columns=["label", "confidence"]):
+                for entry in pc.value_counts(batch["label"]).to_pylist():
+                    seen[entry["values"]] += entry["counts"]
+                confidence += pc.sum(batch["confidence"]).as_py() or 0.0
+        return seen, confidence
+
+    shares: Counter[str] = Counter()
+    total = 0.0
+    with ThreadPoolExecutor(_READERS) as readers:
+        for seen, confidence in readers.map(count, labels.files(".parquet")):
+            shares.update(seen)
+            total += confidence
+    records = shares.total()
+    return Profile(dict(shares), round(total / records, 5) if records else None, lengths)
 
 
 def together(profiles: Iterable[Profile]) -> Profile:

@@ -6,18 +6,14 @@ costs what its own files cost however many there were before.
 
 import re
 import time
-from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from llambert import cluster
 from llambert.config import RunConfig
 from llambert.corpus import inspect_corpus
-from llambert.drift import Profile, reasons, shifts, together
+from llambert.drift import NightlyConfig, Profile, labels_profile, reasons, shifts, together
 from llambert.errors import NoFilesError, StageError, UserError
 from llambert.label import CHECKPOINT, label, required_resources
 from llambert.lease import Lease
@@ -34,7 +30,6 @@ PUBLISHED = "_SUCCESS"  # as Spark and Hadoop mark a folder that is whole, for s
 DISCARDED = "_DISCARDED"  # the night's files are new again
 _SOURCES = "sources.json"  # the night's files as they were when it began
 _REFERENCE_NIGHTS = 7  # so that no weekday is missing
-_READERS = 16  # files of labels read at once
 
 
 @dataclass(frozen=True)
@@ -78,6 +73,7 @@ class Nights:
         self._model = find_model(config, model)
         self.folder = Workdir(config.workdir).nightly(self._model.id)
         self._ledger = Ledger(self.folder)
+        self.gone: list[str] = []  # files of a killed night that `label` found to be there no more
 
     @property
     def last(self) -> int:
@@ -108,6 +104,7 @@ class Nights:
         with Lease(self.folder):
             self._repair()
             corpus = self._corpus()
+            self.gone = self._vanished(corpus.sources if corpus else ())
             if corpus is None:
                 return []
             self._check_columns(corpus)
@@ -134,14 +131,16 @@ class Nights:
 
     def _corpus(self) -> Corpus | None:
         """The corpus; None where its files have all been moved away since they were labelled."""
-        config = self._config.corpus
+        config, manifest = self._config.corpus, self._night(self.last).manifest()
+        # Of a corpus that was read before no file need be readable now
+        ids = manifest.inputs.get("ids") if manifest else None
         try:
-            return open_corpus(config)
+            return open_corpus(config, ids=ids)
         except NoFilesError:
             emptied = {path for path in config.paths if self._emptied(path)}
             if emptied.issuperset(config.paths):
                 return None
-            return open_corpus(config, without=emptied)
+            return open_corpus(config, without=emptied, ids=ids)
 
     def _emptied(self, path: str) -> bool:
         """Whether all files of one of the corpus' paths are gone since they were labelled.
@@ -187,13 +186,24 @@ class Nights:
 
     def _unfinished(self, corpus: Corpus) -> _Job | None:
         """The night that was begun last, if it is not finished and its files are as they were."""
-        number = max(self._numbers(), default=0)
-        if number <= self.last or not self._night(number).exists(_SOURCES):
+        if (number := self._begun()) is None:
             return None
         sources, rows, files = self._frozen(number)
         if not set(sources) <= set(corpus.sources):
             return None
         return _Job(number, replace(corpus, sources=sources), rows, files)
+
+    def _begun(self) -> int | None:
+        """The number of a night that has chosen its files and is not finished, if there is one."""
+        number = max(self._numbers(), default=0)
+        begun = number > self.last and self._night(number).exists(_SOURCES)
+        return number if begun else None
+
+    def _vanished(self, sources: Sequence[Source]) -> list[str]:
+        """Files of a night that was killed, by uri, that are not among `sources` any more."""
+        number = self._begun()
+        was = self._frozen(number)[0] if number is not None else ()
+        return sorted({source.uri for source in was} - {source.uri for source in sources})
 
     def _begin(self, corpus: Corpus) -> _Job | None:
         """Choose and freeze the files of a further night; None where there are none."""
@@ -234,7 +244,11 @@ class Nights:
                 "records_per_s": labels.details.get("records_per_s"),
                 **self._judged(folder, corpus, job.number),
             },
-            inputs={"model": self._model.id, "columns": _columns(job.corpus)},
+            inputs={
+                "model": self._model.id,
+                "columns": _columns(job.corpus),
+                "ids": str(job.corpus.id_type),
+            },
             versions=versions(),
         )
         folder.finish(manifest)
@@ -279,7 +293,7 @@ class Nights:
 
     def _judged(self, folder: Folder, corpus: Manifest, number: int) -> dict[str, Any]:
         """The night's profile, what it is compared with, and why it is held back, if it is."""
-        night = _profile(folder / "labels", corpus.details["text_lengths"])
+        night = labels_profile(folder / "labels", corpus.details["text_lengths"])
         bounds, held = self._config.nightly, []
         reference, name = self._reference()
         figures: dict[str, float] = {}
@@ -290,8 +304,7 @@ class Nights:
         else:
             figures = shifts(night, reference)
             held = reasons(bounds, night, reference, name)
-        if corpus.counts["in"] and not corpus.counts["out"]:
-            held = ["not one of its records is good: quarantine/ has the reasons"]
+        held = [*_refused(bounds, corpus.counts), *held]
         return {
             "profile": asdict(night),
             "compared_with": name,
@@ -319,14 +332,29 @@ class Nights:
         return self._model.training, "the training data"
 
     def _concluded(self, number: int, manifest: Manifest) -> bool:
-        held = manifest.details["held"]
-        return number <= self.last and bool(held or self._night(number).exists(PUBLISHED))
+        decided = manifest.details["held"] or not undecided(self._night(number))
+        return number <= self.last and bool(decided)
 
     def _conclude(self, number: int, rows: list[Entry], manifest: Manifest) -> None:
         """What follows a night's manifest; may be done twice."""
         self._ledger.write(rows, number)
-        if not manifest.details["held"]:
+        if not manifest.details["held"] and undecided(self._night(number)):
             self._night(number).write_bytes(PUBLISHED, b"")
+
+
+def _refused(bounds: NightlyConfig, counts: dict[str, Any]) -> list[str]:
+    """Why a night with so many records in, out and dropped is held back, if that is why."""
+    read, dropped = counts["in"], counts["dropped"]
+    if read and not counts["out"]:
+        return ["not one of its records is good: quarantine/ has the reasons"]
+    share = sum(dropped.values()) / max(1, read)
+    if read < bounds.least_records or share <= bounds.refused_share:
+        return []
+    listed = ", ".join(f"{reason} {records:,}" for reason, records in dropped.items())
+    return [
+        f"{share:.1%} of {read:,} records are refused ({listed}): more than "
+        f"{bounds.refused_share:.0%} (refused_share)"
+    ]
 
 
 def folder_name(number: int) -> str:
@@ -350,26 +378,3 @@ def _made(step: Step, run: str) -> Manifest:
             return run_step(step, progress)
     assert step.manifest
     return step.manifest
-
-
-def _profile(labels: Folder, lengths: dict[str, int]) -> Profile:
-    """The profile of a folder of labels, read a few files and a few thousand rows at a time."""
-
-    def count(name: str) -> tuple[Counter[str], float]:
-        seen: Counter[str] = Counter()
-        confidence = 0.0
-        with labels.fs.open(labels.path(name), "rb") as file:
-            for batch in pq.ParquetFile(file).iter_batches(columns=["label", "confidence"]):
-                for entry in pc.value_counts(batch["label"]).to_pylist():
-                    seen[entry["values"]] += entry["counts"]
-                confidence += pc.sum(batch["confidence"]).as_py() or 0.0
-        return seen, confidence
-
-    shares: Counter[str] = Counter()
-    total = 0.0
-    with ThreadPoolExecutor(_READERS) as readers:
-        for seen, confidence in readers.map(count, labels.files(".parquet")):
-            shares.update(seen)
-            total += confidence
-    records = shares.total()
-    return Profile(dict(shares), round(total / records, 5) if records else None, lengths)

@@ -129,7 +129,10 @@ def common_folder(paths: list[str], files: Collection[str] = ()) -> str:
 
 
 def open_corpus(
-    config: CorpusConfig, extra: Iterable[str] = (), without: Collection[str] = ()
+    config: CorpusConfig,
+    extra: Iterable[str] = (),
+    without: Collection[str] = (),
+    ids: str | None = None,
 ) -> Corpus:
     """Find the files and look at the head of one that can be read.
 
@@ -137,6 +140,8 @@ def open_corpus(
         config: Where and what.
         extra: Further columns to read, as strings: a label, say.
         without: Those of its paths that are left out.
+        ids: The type of the ids, 'int64' or 'string', where the corpus was read before: then no
+            file is looked at, and one that cannot be used is refused when it is read.
 
     Raises:
         UserError: no such path, no file, formats mixed or unknown, no readable file, a column
@@ -148,6 +153,8 @@ def open_corpus(
         raise UserError(
             f"a text file has no column {config.id!r} for ids", "leave `id` out: ids are made"
         )
+    if ids is not None:
+        return Corpus(config, format, tuple(sources), pa.type_for_alias(ids), tuple(extra))
     source, schema = _first_readable(sources, format, config.id)
     wanted = [config.text if format != "text" else formats.TEXT_COLUMN, *extra]
     wanted += [config.id] if config.id else []

@@ -2,14 +2,17 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from llambert.config import RunConfig
+from llambert.drift import NightlyConfig
 from llambert.errors import StageError, UserError
 from llambert.ledger import Ledger, entries
-from llambert.nightly import PUBLISHED, Nights
+from llambert.nightly import DISCARDED, PUBLISHED, Nights, _refused
 from llambert.nightly_verdict import discard, publish
 from llambert.records import list_sources, open_corpus, read_source
 from llambert.storage import Folder, Manifest
@@ -190,6 +193,70 @@ def test_a_night_that_was_discarded_before_the_ledger_had_it_leaves_its_files_ne
     job = nights._begin(open_corpus(config.corpus))
     assert job is not None and job.number == 2
     assert [entry.uri for entry in job.entries] == [entry.uri for entry in begun.entries]
+
+
+def test_a_night_killed_before_it_was_published_and_then_discarded_stays_so(nights, config):
+    """Its files are labelled again: published as well, its records would be there twice."""
+    done(nights, config)
+    night = nights.folder / "night-0001"
+    night.fs.rm_file(night.path(PUBLISHED))
+    for held in ([], ["why"]):
+        night.finish(Manifest("nightly", "f", "o", details={"held": held, "waiting": []}))
+        discard(config, "1")
+        nights._repair()
+        assert not night.exists(PUBLISHED)
+    assert nights._begin(open_corpus(config.corpus)) is not None
+
+
+def test_publish_and_discard_at_once_leave_not_both_marks(nights, config, monkeypatch):
+    number = done(nights, config, held=True)
+    night = nights.folder / "night-0001"
+    write = Folder.write_bytes
+
+    def meanwhile(folder, name, data):
+        write(folder, name, data)
+        if name == PUBLISHED:
+            write(folder, DISCARDED, b"")
+
+    monkeypatch.setattr(Folder, "write_bytes", meanwhile)
+    with pytest.raises(UserError, match="night 1 is discarded"):
+        publish(config, str(number))
+    assert night.exists(DISCARDED) and not night.exists(PUBLISHED)
+
+
+def test_files_of_a_killed_night_that_were_moved_away_are_named(nights, config, tmp_path):
+    done(nights, config)
+    (tmp_path / "corpus" / "c.txt").write_text("a text that is new")
+    assert nights._begin(open_corpus(config.corpus)) is not None  # and is killed
+    assert nights._vanished(open_corpus(config.corpus).sources) == []
+    for file in (tmp_path / "corpus").iterdir():
+        file.rename(tmp_path / file.name)
+    assert nights.label() == []
+    assert [Path(uri).name for uri in nights.gone] == ["c.txt"]
+
+
+def test_a_night_needs_no_file_that_can_be_read(nights, config, tmp_path):
+    """As a landing folder whose only new file is broken: it is refused as one among others is."""
+    number = done(nights, config)
+    night = nights.folder / f"night-{number:04d}"
+    night.finish(replace(night.manifest(), inputs={"columns": "c", "ids": "string"}))
+    for file in (tmp_path / "corpus").iterdir():
+        file.unlink()
+    (tmp_path / "corpus" / "c.txt").write_bytes(b"")
+    corpus = nights._corpus()
+    assert corpus is not None and [source.name for source in corpus.sources] == ["c.txt"]
+    assert corpus.id_type == pa.string()
+
+
+def test_a_night_that_refused_most_records_is_held_back():
+    bounds = NightlyConfig()
+    counts = {"in": 1000, "out": 10, "dropped": {"null_text": 900, "null_id": 90}}
+    (said,) = _refused(bounds, counts)
+    assert said.startswith("99.0% of 1,000 records are refused (null_text 900, null_id 90)")
+    assert not _refused(bounds, {"in": 1000, "out": 500, "dropped": {"null_text": 500}})
+    assert not _refused(bounds, {"in": 499, "out": 1, "dropped": {"null_text": 498}})
+    assert _refused(bounds, {"in": 3, "out": 0, "dropped": {"null_text": 3}})
+    assert not _refused(bounds, {"in": 0, "out": 0, "dropped": {}})
 
 
 def test_a_published_night_is_not_discarded(nights, config):
