@@ -47,7 +47,7 @@ class Work:
     corpus: str  # a folder of Parquet files with id and text
     model: str
     lengths: tuple[int, ...]  # tokens of each record, in the order of the files
-    flop: tuple[float, ...]  # of each record
+    flop: tuple[float, ...]  # that each record needs
     max_length: int
     device: str
     dtype: str
@@ -114,10 +114,16 @@ def prepare(
 
 
 def _flop(config: Any, tokens: int) -> float:
-    """Multiplications and additions of a BERT-like encoder for one sequence; heads left out."""
+    """Multiplications and additions that a BERT-like encoder needs to classify one sequence.
+
+    Heads are left out, and so is what nobody reads: of the last layer's outputs all but the first
+    token's, which takes keys and values of the others alone.
+    """
     width, inner, layers = config.hidden_size, config.intermediate_size, config.num_hidden_layers
-    linear = 2 * tokens * (4 * width * width + 2 * width * inner)
-    return layers * (linear + 4 * tokens * tokens * width)
+    keys, others = 4 * width * width, 4 * width * width + 4 * width * inner  # of one token
+    attended = 4 * tokens * width
+    each = tokens * (keys + others + attended)
+    return (layers - 1) * each + tokens * keys + others + attended
 
 
 def _write(texts: list[str], work: Work) -> None:

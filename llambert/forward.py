@@ -2,8 +2,9 @@
 
 Without padding, the sequences of a batch lie end to end in one row. Everything but attention works
 on single tokens and does not notice; attention runs within each sequence. That needs no mask and
-computes nothing that is thrown away. It is used for the families in `_FIRST_POSITION`, on a GPU
-where flash attention runs; else batches are padded.
+computes nothing that is thrown away; of the last layer, only what becomes of each sequence's first
+token is computed, for nothing else is read. It is used for the families in `_FIRST_POSITION`, on a
+GPU where flash attention runs; else batches are padded.
 """
 
 import timeit
@@ -51,8 +52,7 @@ class Forward:
         known = _known(model)
         self.padded = not (known and (self.device.type == "cpu" or _has_flash(model)))
         if not self.padded:
-            _register()
-            model.set_attn_implementation(_ATTENTION)
+            self._head = _end_to_end_only(model)
             self._first_position = _FIRST_POSITION[type(model).__name__](model.config)
         self._by_head = False
         if known and self.device.type == "cpu" and _onednn_multiplies(self.dtype):
@@ -75,24 +75,24 @@ class Forward:
     def _end_to_end(self, sequences: Sequence[Tokens]) -> Any:
         import torch
 
+        from llambert.first_tokens import Ends
+
         lengths = [len(tokens) for tokens in sequences]
         starts = np.concatenate([[0], np.cumsum(lengths)])
         ids = np.concatenate(sequences).astype(np.int64)
         positions = np.concatenate([np.arange(n) for n in lengths]) + self._first_position
-        bounds: Any = _runs(lengths)
-        if self.device.type == "cuda":
-            ends = torch.from_numpy(starts.astype(np.int32))
-            bounds = self._to_device(ends), max(lengths)
-        base = self._model.base_model
-        hidden = base(
+        hidden = self._model.base_model(
             input_ids=self._to_device(torch.from_numpy(ids[None])),
             position_ids=self._to_device(torch.from_numpy(positions[None])),
-            bounds=bounds,
+            ends=Ends(
+                firsts=self._to_device(torch.from_numpy(starts[:-1])),
+                runs=_runs(lengths),
+                bounds=self._to_device(torch.from_numpy(starts.astype(np.int32))),
+                longest=max(lengths),
+            ),
             by_head=self._by_head,
         ).last_hidden_state[0]
-        first = hidden[self._to_device(torch.from_numpy(starts[:-1]))][:, None]
-        pooler = getattr(base, "pooler", None)
-        return self._model.classifier(first if pooler is None else pooler(first))
+        return self._head(hidden[:, None].float())
 
     def _to_device(self, tensor: Any) -> Any:
         if self.device.type != "cuda":
@@ -170,11 +170,25 @@ def _runs(lengths: Sequence[int]) -> list[tuple[int, int, int]]:
     return runs
 
 
-def _register() -> None:
-    """Make the attention below known to transformers, which then asks for no mask."""
+def _end_to_end_only(model: Any) -> Any:
+    """Have `model` take sequences end to end, by the attention below, for which there is no mask.
+
+    Returns:
+        What makes logits of first tokens, in float32: pooler, if there is one, and classifier.
+        bfloat16 would leave a few hundred different confidences.
+    """
+    import torch
     from transformers import AttentionInterface
 
+    from llambert.first_tokens import FirstTokensLayer
+
     AttentionInterface.register(_ATTENTION, _attention)
+    model.set_attn_implementation(_ATTENTION)
+    base = model.base_model
+    base.encoder.layer[-1] = FirstTokensLayer(base.encoder.layer[-1])
+    # taken out, for the model would call it too
+    pooler, base.pooler = getattr(base, "pooler", None), None
+    return torch.nn.Sequential(pooler or torch.nn.Identity(), model.classifier).float()
 
 
 def _attention(
@@ -183,7 +197,7 @@ def _attention(
     key: Any,
     value: Any,
     mask: Any,
-    bounds: Any,
+    ends: Any,
     by_head: bool,
     scaling: float,
     **_: Any,
@@ -191,6 +205,7 @@ def _attention(
     """Attention within each sequence: (1, heads, tokens, size) to (1, tokens, heads, size).
 
     Args:
+        ends: where the sequences lie, a `first_tokens.Ends`.
         by_head: on a CPU, long sequences by oneDNN, one head after the other.
     """
     import torch
@@ -200,12 +215,13 @@ def _attention(
     if query.device.type == "cuda":
         from torch.nn.attention.varlen import varlen_attn
 
-        ends, longest = bounds
         tokens_first = [x[0].transpose(0, 1) for x in (query, key, value)]
-        return varlen_attn(*tokens_first, ends, ends, longest, longest, scale=scaling)[None], None
+        longest, bounds = ends.longest, ends.bounds
+        found = varlen_attn(*tokens_first, bounds, bounds, longest, longest, scale=scaling)
+        return found[None], None
     _, heads, tokens, size = query.shape
     out = torch.empty((1, tokens, heads, size), dtype=query.dtype)
-    for start, count, length in bounds:
+    for start, count, length in ends.runs:
         end = start + count * length
         parts = [
             x[0, :, start:end].unflatten(1, (count, length)).transpose(0, 1)

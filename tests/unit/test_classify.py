@@ -63,17 +63,30 @@ def small(kind: str):
     return getattr(transformers, f"{kind}ForSequenceClassification")(config).eval()
 
 
+@pytest.mark.parametrize(("dtype", "error"), [("float32", 1e-5), ("bfloat16", 0.06)])
+@pytest.mark.parametrize("by_head", [False, True])
 @pytest.mark.parametrize("kind", ["Bert", "Roberta", "XLMRoberta", "Camembert", "DistilBert"])
-def test_a_batch_of_any_family_gives_what_each_sequence_gives_alone(kind):
+def test_a_batch_of_any_family_gives_what_each_sequence_gives_alone(
+    kind, by_head, dtype, error, monkeypatch
+):
+    monkeypatch.setattr(forward_pass, "_heads_pay", lambda config: by_head)
     rng = np.random.default_rng(0)
     lengths = [290, 290, 40, 40, 17, 3, 3, 3, 1]  # from 256 on, attention on a CPU is another
     sequences = [rng.integers(5, 300, n).astype(np.int32) for n in lengths]
     expected = [alone(small(kind), tokens) for tokens in sequences]
-    forward = Forward(small(kind), pad_id=1)
+    forward = Forward(small(kind).to(getattr(torch, dtype)), pad_id=1)
     assert forward.padded == (kind == "DistilBert")
-    found = forward(sequences).softmax(-1).numpy()
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    assert np.std(expected) > 0.05  # else anything would pass
+    found = forward(sequences).float().softmax(-1).numpy()
+    np.testing.assert_allclose(found, expected, atol=error)
+    assert np.std(expected) > 0.1  # else anything would pass
+
+
+def test_confidences_of_half_precision_are_told_apart():
+    """Logits of bfloat16 would lie on a grid so coarse that the least certain share one value."""
+    rng = np.random.default_rng(0)
+    sequences = [rng.integers(5, 300, 20).astype(np.int32) for _ in range(500)]
+    logits = Forward(small("Roberta").to(torch.bfloat16), pad_id=1)(sequences)
+    assert len(np.unique(logits.softmax(-1).numpy()[:, 0])) > 490
 
 
 def test_another_activation_is_left_as_it_is():
