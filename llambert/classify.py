@@ -29,7 +29,8 @@ from llambert.storage import Folder
 
 log = logging.getLogger(__name__)
 
-_BESIDE_CPUS = 1.5  # for reading, writing and Ray's checkpoint filter, which asks for a whole one
+_BESIDE_CPUS = 1.5  # of all, for reading, writing and the filter
+_FILTER_CPUS = 1.0  # what Ray's checkpoint filter asks for, on a node like any other
 _LEAST_CPU_SHARE = 0.25
 # Of a core, for reading and writing. A task that asked for much more would never start beside the
 # labellers; one that asked for as much as an actor would be joined to it, and run in turns with it.
@@ -40,6 +41,7 @@ _CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
 # Further attempts at a block whose actor dies, as on a node that is lost. Without a limit, a block
 # that takes its actor along each time would be tried until none has moved for hours.
 RETRIES = 4
+_WORTH_AN_ACTOR = 2**18  # bytes of text: MiniLM takes a core some 6 s for them, as to start
 _MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
 _COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
 
@@ -55,7 +57,7 @@ def label_rows(
     batch_tokens: int = 0,
     probabilities: bool = False,
     trust_remote_code: bool = False,
-    blocks: int | None = None,
+    useful: int | None = None,
 ) -> Any:
     """`rows` (a Ray Dataset of id, text, …) as id, label, confidence[, probabilities].
 
@@ -68,7 +70,8 @@ def label_rows(
         accelerator_type: the kind of GPU, such as 'L40S'; any by default.
         batch_tokens: as for `Labeller`.
         trust_remote_code: as in training; a model that needs its own code does not load without.
-        blocks: how many `rows` has, where that is known: further actors would load for nothing.
+        useful: the most actors that have something to do, where that is known, as `useful_actors`
+            says; further ones would load for nothing.
 
     Raises, when it is executed:
         ray.exceptions.RayActorError: a block's actor died, and `RETRIES` times again.
@@ -76,23 +79,24 @@ def label_rows(
     import ray
 
     gpus = int(cluster.resources().get("GPU", 0))
-    least, most = pool_size(model, workers)
+    pool = pool_size(model, workers, accelerator_type)
+    least, most = (min(actors, useful or actors) for actors in pool)
     threads, share, here = _each(gpus > 0, most, cpus_per_worker)
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
-    least, most = (min(actors, blocks or actors) for actors in (least, most))
-    as_blocks = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    each: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    each["max_task_retries"] = RETRIES
     tokenizers = _tokenizers("gpu" if gpus else "cpu")
-    tokenized = rows.map_batches(
-        Tokenizer,
-        fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
-        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tokenizers),
-        num_cpus=1 if gpus else _TOKENIZER_CPUS,
-        **as_blocks,
-    )
     with warnings.catch_warnings():
         # Ray 2.60 has no other way to say it, and announces that this one will go in 2.64
         warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        tokenized = rows.map_batches(
+            Tokenizer,
+            fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tokenizers),
+            num_cpus=1 if gpus else _TOKENIZER_CPUS,
+            **each,
+        )
         return tokenized.map_batches(
             Labeller,
             fn_constructor_kwargs={
@@ -107,8 +111,7 @@ def label_rows(
             compute=ray.data.ActorPoolStrategy(
                 min_size=least, max_size=most, initial_size=min(max(here, least), most)
             ),
-            max_task_retries=RETRIES,
-            **as_blocks,
+            **each,
             **share,
         )
 
@@ -124,10 +127,20 @@ def _each(on_gpu: bool, most: int, cpus_per_worker: int | None) -> tuple[int, di
     return threads, {"num_cpus": _cpu_share(threads)}, int(have.get("CPU", 1)) // threads
 
 
-def pool_size(model: str, workers: tuple[int, int] | None) -> tuple[int, int]:
+def pool_size(
+    model: str, workers: tuple[int, int] | None, accelerator_type: str | None = None
+) -> tuple[int, int]:
     """Least and most actors, as `label_rows` takes them."""
-    gpus = int(cluster.resources().get("GPU", 0))
+    gpus = cluster.gpus(accelerator_type)
     return workers or (1, gpus or _copies_that_fit(model))
+
+
+def useful_actors(text_bytes: int, blocks: int) -> int:
+    """How many actors so much text, in so many blocks, gives enough to do to be worth their start.
+
+    The cores of those that do not start are others' threads.
+    """
+    return max(1, min(blocks, text_bytes // _WORTH_AN_ACTOR))
 
 
 def _copies_that_fit(model: str) -> int:
@@ -145,7 +158,8 @@ def _cpu_share(threads: int) -> float:
     all that runs beside them.
     """
     cores = cluster.resources().get("CPU", 1)
-    beside = max(_BESIDE_CPUS / cores, LIGHT_CPUS / min(cluster.node_cpus(), default=1))
+    smallest = min(cluster.node_cpus(), default=1)
+    beside = max(_BESIDE_CPUS / cores, (_FILTER_CPUS + LIGHT_CPUS) / smallest)
     return threads * max(1 - beside, _LEAST_CPU_SHARE)
 
 

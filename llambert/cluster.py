@@ -5,7 +5,6 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from llambert.errors import StageError, UserError
 
@@ -28,6 +27,8 @@ _LOCAL_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
 # The address of a Ray that this process or the run above it has started: its workers have the
 # environment from there. Given to Ray instead, every worker starts Python twice.
 _OWN = "LLAMBERT_OWN_RAY"
+
+LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # how much of what Ray's core thinks is written
 
 _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need longer than it waits
 
@@ -111,14 +112,15 @@ def _init(address: str | None) -> None:
     environment = {} if own else {name: os.environ[name] for name in _ENVIRONMENT}
     for attempt in range(1, _STARTS + 1):
         try:
-            ray.init(
-                address=address or "local",  # by default Ray would join any cluster on the machine
-                num_cpus=None if address else _cpus_here(),
-                log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
-                logging_level=logging.WARNING,
-                include_dashboard=None if address else False,
-                runtime_env={"env_vars": environment} if environment else None,
-            )
+            with _hushed() if os.environ.get(LOG_LEVEL) else contextlib.nullcontext():
+                ray.init(
+                    address=address or "local",  # by default Ray would join any on the machine
+                    num_cpus=None if address else _cpus_here(),
+                    log_to_driver=bool(os.environ.get("LLAMBERT_WORKER_LOGS")),
+                    logging_level=logging.WARNING,
+                    include_dashboard=None if address else False,
+                    runtime_env={"env_vars": environment} if environment else None,
+                )
             return
         except Exception as error:
             if type(error) is not Exception:  # a bare one: its processes did not come up in time
@@ -130,6 +132,19 @@ def _init(address: str | None) -> None:
                     "is the machine very busy, or its memory or disk full? The same command tries "
                     "again",
                 ) from error
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without stderr: Ray's core, told how much to say, writes there first that it was told."""
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 def _cpus_here() -> int:
@@ -186,15 +201,35 @@ def resources() -> dict[str, float]:
     return have
 
 
+def gpus(kind: str | None = None) -> int:
+    """The GPUs, of one kind where it is named, that the cluster has or could grow to."""
+    if kind is None:
+        return int(resources().get("GPU", 0))
+    counts = []
+    for some in _nodes():
+        of_kind = [(has, number) for has, number in some if KIND_OF_GPU + kind in has]
+        counts.append(sum(number * has["GPU"] for has, number in of_kind))
+    return int(max(counts))
+
+
 def nodes() -> list[dict[str, float]]:
     """What each node of the connected cluster has, and each kind of node that it could start."""
+    here, could = _nodes()
+    return [has for has, _ in here + could]
+
+
+_Nodes = list[tuple[dict[str, float], int]]  # what a node has, and how many of it
+
+
+def _nodes() -> tuple[_Nodes, _Nodes]:
+    """The nodes that are there, and the kinds that could be started, with how many at most."""
     import ray
     from ray._private.state import state
 
-    found: list[dict[str, Any]] = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    here = [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
     config = state.get_cluster_config()
-    groups = config.node_group_configs if config else []
-    return found + [dict(group.resources) for group in groups if group.max_count]
+    groups = [group for group in config.node_group_configs if group.max_count] if config else []
+    return here, [(dict(group.resources), group.max_count) for group in groups]
 
 
 def node_cpus() -> list[int]:

@@ -17,7 +17,8 @@ _OFFSET_POSITIONS = {"roberta", "xlm-roberta", "camembert", "longformer", "data2
 _TOKENIZERS = {"bert": "BertTokenizer", "roberta": "RobertaTokenizer", "llama": "LlamaTokenizer"}
 _NO_CLASS = ("TokenizersBackend", "PreTrainedTokenizer")
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".h5", ".msgpack", ".onnx")
-_CHARACTERS_PER_TOKEN = 10  # a first cut; text that comes out short of tokens is done whole
+_CHARACTERS_PER_TOKEN = 10  # a first cut
+_MOST_CHARACTERS_PER_TOKEN = 640  # to tokenize one MB takes 170 MiB of memory
 
 
 def local_folder(model: str, weights: bool = True) -> str:
@@ -183,17 +184,22 @@ def longest_text(folder: str, tokenizer: Any, trust_remote_code: bool = False) -
 def tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> list[NDArray[np.int32]]:
     """Token ids of each text with its special tokens, at most `max_length` of them.
 
-    Tokenization costs time by the length of the whole text, so a long text is cut by characters
-    first; where the cut leaves fewer than `max_length` tokens the whole text is tokenized.
+    Tokenization costs time and memory by the length of the whole text, so a long text is cut by
+    characters first, and less where the cut leaves fewer than `max_length` tokens. Of a text that
+    has a token in `_MOST_CHARACTERS_PER_TOKEN` characters, as blanks or a picture in base 64 have,
+    what lies beyond so many of them is not looked at.
     """
-    if not texts:
-        return []
-    most = max_length * _CHARACTERS_PER_TOKEN
-    ids = _token_ids(tokenizer, [text[:most] for text in texts], max_length)
-    short = [i for i, text in enumerate(texts) if len(text) > most and len(ids[i]) < max_length]
-    whole = _token_ids(tokenizer, [texts[i] for i in short], max_length) if short else []
-    for i, tokens in zip(short, whole, strict=True):
-        ids[i] = tokens
+    ids: list[NDArray[np.int32]] = [np.empty(0, np.int32)] * len(texts)
+    per_token, todo = _CHARACTERS_PER_TOKEN, list(range(len(texts)))
+    while todo:
+        cut = max_length * per_token
+        found = _token_ids(tokenizer, [texts[i][:cut] for i in todo], max_length)
+        for i, tokens in zip(todo, found, strict=True):
+            ids[i] = tokens
+        if per_token == _MOST_CHARACTERS_PER_TOKEN:
+            break
+        todo = [i for i in todo if len(texts[i]) > cut and len(ids[i]) < max_length]
+        per_token = min(8 * per_token, _MOST_CHARACTERS_PER_TOKEN)
     return ids
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from llambert.classify import label_rows
+from llambert.classify import label_rows, useful_actors
 from llambert.errors import CountError
 from llambert.measures import mcnemar, measure, over_seeds
 from llambert.progress import Counter, Progress
@@ -161,7 +161,7 @@ def _predict(
         counter,
         probabilities=True,
         trust_remote_code=trust_remote_code,
-        blocks=blocks,
+        useful=useful_actors(gold["text"].nbytes, blocks),
         **actors,
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from llambert import cluster
-from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, pool_size
+from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, pool_size, useful_actors
 from llambert.datasource import corpus_dataset
 from llambert.errors import CountError, StageError
 from llambert.progress import Progress
@@ -110,7 +110,9 @@ def label(
         folder.write_json(_RUN, {"run": run})
     before = (folder / CHECKPOINT).row_count(skip=".pending.parquet")  # those were committed
     progress.begin(total, "labelling", done=before)
-    workers = pool_size(model, config.workers)
+    workers = pool_size(model, config.workers, config.accelerator_type)
+    if not config.workers:
+        workers = 1, min(workers[1], useful_actors(corpus.bytes, _BLOCKS))
     started = time.monotonic()
     with _checkpoint(folder):
         rows = corpus_dataset(
@@ -129,6 +131,7 @@ def label(
             **config.actors() | {"workers": workers},
         )
         _write(labelled, folder)
+    seconds = progress.since_first_report()  # before every file's rows are counted
     written = folder.row_count()
     if written != total:
         folder.fs.rm_file(folder.path(_RUN))  # the next run begins anew
@@ -144,7 +147,7 @@ def label(
             "workers": workers[1],
             "seconds": round(time.monotonic() - started, 3),
             "device": "gpu" if cluster.resources().get("GPU") else "cpu",
-            **_speed(written - before, progress),
+            **_speed(written - before, seconds, progress),
         },
     )
 
@@ -158,18 +161,19 @@ def _write(labelled: Any, folder: Folder) -> None:
         labelled.write_parquet(path, filesystem=filesystem, mode="append", ray_remote_args=light)
     except RayActorError as error:
         raise StageError(
-            f"a labeller died {RETRIES + 1} times at the same block: {error.error_msg.strip()}",
+            f"an actor died {RETRIES + 1} times at the same block: {error.error_msg.strip()}",
             "where the memory did not suffice, have fewer labellers (label.workers) or smaller "
             "batches (label.batch_tokens); the other labels are kept, and the same command goes on",
         ) from error
 
 
-def _speed(records: int, progress: Progress) -> dict[str, float]:
-    """What labelling took, from the first actor ready to the last file written.
+def _speed(records: int, seconds: float | None, progress: Progress) -> dict[str, float]:
+    """What labelling took in the seconds from the first actor ready to the last file written.
 
-    Nothing where nothing was labelled now, or the count was lost with the node that kept it.
+    Nothing where nothing was labelled now, or the count was lost with the node that kept it. The
+    tokens of a block whose actor died over it are counted twice, for they were computed twice.
     """
-    seconds, sums = progress.since_first_report(), progress.figures()
+    sums = progress.figures()
     if not records or not seconds or not sums or not sums.get("cells"):
         return {}
     return {

@@ -292,7 +292,7 @@ def test_a_record_that_ends_every_labeller_ends_the_night_and_costs_no_other(
     trusted = "--set=train.trust_remote_code=true"
     said = nightly(folder, f"--model={model}", *there, trusted)
     assert said.returncode == 1, said.stdout + said.stderr
-    assert "a labeller died 5 times at the same block" in said.stderr
+    assert "an actor died 5 times at the same block" in said.stderr
     assert "Traceback" not in said.stderr and "deprecated" not in said.stderr
     assert len(list(deaths.iterdir())) == 5
     (labels,) = tmp_path.glob("out/nightly/*/night-0001/labels")

@@ -40,6 +40,15 @@ def test_cutting_characters_first_changes_no_token(minilm):
     assert tokenize(tokenizer, [], 128) == []
 
 
+def test_a_text_of_next_to_no_tokens_is_not_read_to_its_end(minilm):
+    tokenizer = load_tokenizer(minilm)
+    blank, good = (tokenizer(text)["input_ids"] for text in ("", "good"))
+    texts = [" " * 82_000 + "good", " " * 81_000 + "good", "x" * 30_000_000]
+    found = [ids.tolist() for ids in tokenize(tokenizer, texts, 128)]
+    assert found[:2] == [blank, good]  # 128 tokens of 640 characters are 81,920
+    assert found[2] == tokenizer("x" * 81_920)["input_ids"]
+
+
 def test_a_head_for_another_number_of_labels_is_refused(tmp_path):
     three = str(tmp_path / "three")
     load_classifier(make_tiny_roberta(tmp_path / "bare"), ["a", "b", "c"]).save_pretrained(three)

@@ -116,7 +116,7 @@ def test_a_stage_that_is_done_does_not_fail_for_its_figures(monkeypatch):
     progress.begin(10, "labelling")
     progress._remote = Dead()
     assert progress.rate() is progress.since_first_report() is progress.figures() is None
-    assert _speed(10, progress) == {}
+    assert _speed(10, 1.0, progress) == {}
     assert "how fast label was is not known" in said[0]
 
 
