@@ -19,16 +19,16 @@ COMMAND = [sys.executable, "-m", "llambert", "demo", "--records", str(RECORDS), 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory) -> tuple[Path, str]:
-    """A demo of two variants, for the time it takes: a run file once changed is run as it is."""
+    """A demo of one variant, for the time it takes: a run file once changed is run as it is."""
     folder = tmp_path_factory.mktemp("demo") / "here"
     run_file = lay_out(str(folder), RECORDS)
     text = run_file.read_text()
     assert "[baseline, llambert, combined]" in text
-    run_file.write_text(text.replace("[baseline, ", "["))
+    run_file.write_text(text.replace("[baseline, llambert, combined]", "[llambert]"))
     done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
     assert "nothing back yet" in done.stderr  # while vLLM starts
-    assert "core_worker" not in done.stderr  # Ray's remarks on what Ray Data does
+    assert ".cc:" not in done.stderr  # Ray's core says nothing of what Ray Data does
     return folder, done.stdout
 
 
@@ -36,7 +36,7 @@ def test_its_figures_are_those_of_the_run(demo, tmp_path):
     folder, said = demo
     report = json.loads((folder / "report" / "report.json").read_text())
     evaluation = report["evaluation"]
-    for key in ("llm", "llambert", "combined"):
+    for key in ("llm", "llambert"):
         low, high = evaluation[key]["accuracy_interval"]
         assert 0.5 < low < evaluation[key]["accuracy"] < high <= 1
         assert f"{evaluation[key]['accuracy']:.1%}" in said
