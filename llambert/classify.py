@@ -1,5 +1,6 @@
 """Records become labels: actors that tokenize, then actors that run the encoder."""
 
+import ctypes
 import itertools
 import logging
 import time
@@ -42,6 +43,7 @@ _CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
 # that takes its actor along each time would be tried until none has moved for hours.
 RETRIES = 4
 _WORTH_AN_ACTOR = 2**18  # bytes of text: MiniLM takes a core some 6 s for them, as to start
+_MALLOC = {-4: 0, -1: 2**31 - 1}  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
 _MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
 _COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
 
@@ -193,6 +195,17 @@ def _longest_sequence(tokenizer: Any, tokens: int) -> Tokens:
     return tokenize(tokenizer, ["a film " * tokens], tokens)[0]
 
 
+def _keep_freed_memory() -> None:
+    """Have this process keep what a batch frees for the next one.
+
+    glibc gives large pieces back to the kernel, which then makes every page of a batch anew. Other
+    C libraries have no such setting.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        for setting, value in _MALLOC.items():
+            mallopt(setting, value)
+
+
 class Labeller:
     """Labels blocks of tokenized records; made once per actor, called by `Dataset.map_batches`.
 
@@ -223,6 +236,7 @@ class Labeller:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         if device == "cpu":
             torch.set_num_threads(threads)
+            _keep_freed_memory()
         if dtype == "auto":
             dtype = fast_dtype(device)
         folder = local_folder(model)

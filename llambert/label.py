@@ -18,8 +18,10 @@ from llambert.section import Section, Variant
 from llambert.storage import Folder, Outcome, arrow_filesystem
 
 CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
-_BLOCKS = 64  # of a corpus, about, between the sizes below
-_SMALLEST_BLOCK_BYTES = 2**15
+# Of a corpus about so many blocks, between the sizes below, and some for each actor. Of a block of
+# fewer bytes a good part are batches that are not full.
+_BLOCKS, _BLOCKS_AN_ACTOR = 64, 8
+_SMALLEST_BLOCK_BYTES, _SMALL_BLOCK_BYTES = 2**15, 2**17
 _LARGEST_BLOCK_BYTES = {"gpu": 32 * 2**20, "cpu": 4 * 2**20}  # seconds and minutes of work
 _RUN = "_run.json"  # which run the rows in the folder belong to, while it is not finished
 
@@ -119,7 +121,7 @@ def label(
             corpus,
             inventory,
             only_good=True,
-            block_bytes=_block_bytes(corpus),
+            block_bytes=_block_bytes(corpus.bytes, workers[1]),
             cpus=LIGHT_CPUS,
         )
         labelled = label_rows(
@@ -214,10 +216,12 @@ def _checkpoint(folder: Folder) -> Iterator[None]:
         context.use_datasource_v2 = newer
 
 
-def _block_bytes(corpus: Corpus) -> int:
+def _block_bytes(corpus_bytes: int, actors: int) -> int:
     """Bytes of text committed together: what a crash repeats, for each block in flight.
 
     Large enough that a large corpus does not become a great many files.
     """
     largest = _LARGEST_BLOCK_BYTES["gpu" if cluster.resources().get("GPU") else "cpu"]
-    return min(largest, max(_SMALLEST_BLOCK_BYTES, corpus.bytes // _BLOCKS))
+    shared = corpus_bytes // (_BLOCKS_AN_ACTOR * actors)  # so that all have something to do
+    least = min(max(shared, _SMALLEST_BLOCK_BYTES), _SMALL_BLOCK_BYTES)
+    return min(largest, max(least, min(shared, corpus_bytes // _BLOCKS)))

@@ -2,9 +2,12 @@
 
 import inspect
 
+import pytest
+
+from llambert import cluster
 from llambert.classify import label_rows
 from llambert.cluster import Workers
-from llambert.label import LabelConfig, required_resources
+from llambert.label import LabelConfig, _block_bytes, required_resources
 
 
 def test_the_actors_are_those_that_the_run_file_asks_for():
@@ -24,3 +27,20 @@ def test_what_the_actors_hold():
         1, {"CPU": 64}
     )
     assert required_resources(LabelConfig(), {"CPU": 2}) == Workers(1, {"CPU": 1})
+
+
+@pytest.mark.parametrize(
+    ("corpus", "actors", "blocks"),
+    [
+        (2**13, 1, 1),
+        (2**19, 1, 8),  # small ones, so that a crash repeats little of a small corpus
+        (2**21, 2, 16),
+        (2**23, 2, 64),
+        (2**26, 2, 64),
+        (2**26, 64, 512),  # so that as many actors have something to do
+        (2**30, 2, 256),  # of the largest size
+    ],
+)
+def test_how_many_blocks_a_corpus_becomes(monkeypatch, corpus, actors, blocks):
+    monkeypatch.setattr(cluster, "resources", lambda: {"CPU": actors})
+    assert max(1, corpus // _block_bytes(corpus, actors)) == blocks
