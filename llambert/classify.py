@@ -31,7 +31,7 @@ from llambert.storage import Folder
 log = logging.getLogger(__name__)
 
 _BESIDE_CPUS = 1.5  # of all, for reading, writing and the filter
-_FILTER_CPUS = 1.0  # what Ray's checkpoint filter asks for, on a node like any other
+_FILTER_CPUS = 1.0  # what Ray's checkpoint filter asks for, on one node
 _LEAST_CPU_SHARE = 0.25
 # Of a core, for reading and writing. A task that asked for much more would never start beside the
 # labellers; one that asked for as much as an actor would be joined to it, and run in turns with it.
@@ -42,7 +42,9 @@ _CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
 # Further attempts at a block whose actor dies, as on a node that is lost. Without a limit, a block
 # that takes its actor along each time would be tried until none has moved for hours.
 RETRIES = 4
-_WORTH_AN_ACTOR = 2**18  # bytes of text: MiniLM takes a core some 6 s for them, as to start
+# Bytes of text that take about as long as an actor takes to start: a core with MiniLM, a GPU with
+# RoBERTa-large.
+_WORTH_AN_ACTOR = {"cpu": 2**19, "gpu": 2**24}
 _MALLOC = {-4: 0, -1: 2**31 - 1}  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
 _MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
 _COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
@@ -137,12 +139,12 @@ def pool_size(
     return workers or (1, gpus or _copies_that_fit(model))
 
 
-def useful_actors(text_bytes: int, blocks: int) -> int:
-    """How many actors so much text, in so many blocks, gives enough to do to be worth their start.
+def useful_actors(text_bytes: int) -> int:
+    """How many actors so much text gives enough to do to be worth their start.
 
     The cores of those that do not start are others' threads.
     """
-    return max(1, min(blocks, text_bytes // _WORTH_AN_ACTOR))
+    return max(1, text_bytes // _WORTH_AN_ACTOR["gpu" if cluster.gpus() else "cpu"])
 
 
 def _copies_that_fit(model: str) -> int:
@@ -160,8 +162,9 @@ def _cpu_share(threads: int) -> float:
     all that runs beside them.
     """
     cores = cluster.resources().get("CPU", 1)
-    smallest = min(cluster.node_cpus(), default=1)
-    beside = max(_BESIDE_CPUS / cores, (_FILTER_CPUS + LIGHT_CPUS) / smallest)
+    nodes = cluster.node_cpus() or [1]
+    on_one = (_FILTER_CPUS + LIGHT_CPUS) / max(nodes)
+    beside = max(_BESIDE_CPUS / cores, LIGHT_CPUS / min(nodes), on_one)
     return threads * max(1 - beside, _LEAST_CPU_SHARE)
 
 

@@ -24,7 +24,6 @@ _settings = click.option(
     help="Set a field of the run file, such as train.epochs=2; may be repeated.",
 )
 _config = click.argument("config", type=click.Path())
-_NAMED = 5  # files that a warning names
 
 
 class _Commands(click.Group):
@@ -240,16 +239,9 @@ def nightly(
         click.echo(f"{how}ed night {number}: {decide(load(config, overrides), number, model).uri}/")
         return
     nights = Nights(load(config, overrides), model)
-    done = nights.label()
+    done = nights.label(vanished=_warn_of_the_vanished)
     for night in done:
         _night_summary(night)
-    if nights.gone:
-        click.secho(
-            f"warning: of a night that was killed, {len(nights.gone):,} files are there no more, "
-            f"before they were labelled: {', '.join(nights.gone[:_NAMED])}",
-            fg="yellow",
-            err=True,
-        )
     if not done:
         click.secho(f"Nothing new since night {nights.last}.", bold=True)
     if waiting := [n for n in nights.waiting() if n not in [night.number for night in done]]:
@@ -361,6 +353,15 @@ def _refuse_absent(pipeline: "Pipeline", stage: str) -> None:
             f"the run file has no section {stage!r}, so that there is no such stage",
             f"add it, or --set {stage}={{}} for its defaults",
         )
+
+
+def _warn_of_the_vanished(uris: list[str]) -> None:
+    click.secho(
+        "warning: a night was killed, and these of its files are there no more, which it has not "
+        f"labelled: {', '.join(uris)}",
+        fg="yellow",
+        err=True,
+    )
 
 
 def _night_summary(night: "Night") -> None:

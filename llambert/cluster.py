@@ -28,7 +28,8 @@ _LOCAL_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
 # environment from there. Given to Ray instead, every worker starts Python twice.
 _OWN = "LLAMBERT_OWN_RAY"
 
-LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"  # how much of what Ray's core thinks is written
+# How much is written of what Ray's core thinks, and the value for next to nothing
+LOG_LEVEL, QUIET = "RAY_BACKEND_LOG_LEVEL", "fatal"
 
 _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need longer than it waits
 
@@ -112,7 +113,8 @@ def _init(address: str | None) -> None:
     environment = {} if own else {name: os.environ[name] for name in _ENVIRONMENT}
     for attempt in range(1, _STARTS + 1):
         try:
-            with _hushed() if os.environ.get(LOG_LEVEL) else contextlib.nullcontext():
+            quiet = os.environ.get(LOG_LEVEL) == QUIET
+            with _hushed() if quiet else contextlib.nullcontext():
                 ray.init(
                     address=address or "local",  # by default Ray would join any on the machine
                     num_cpus=None if address else _cpus_here(),
@@ -208,7 +210,7 @@ def gpus(kind: str | None = None) -> int:
     counts = []
     for some in _nodes():
         of_kind = [(has, number) for has, number in some if KIND_OF_GPU + kind in has]
-        counts.append(sum(number * has["GPU"] for has, number in of_kind))
+        counts.append(sum(number * has.get("GPU", 0) for has, number in of_kind))
     return int(max(counts))
 
 
@@ -229,7 +231,8 @@ def _nodes() -> tuple[_Nodes, _Nodes]:
     here = [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
     config = state.get_cluster_config()
     groups = [group for group in config.node_group_configs if group.max_count] if config else []
-    return here, [(dict(group.resources), group.max_count) for group in groups]
+    # of a group without a bound, one node at least
+    return here, [(dict(group.resources), max(1, group.max_count)) for group in groups]
 
 
 def node_cpus() -> list[int]:

@@ -94,11 +94,11 @@ class Curve:
             StageError: a training failed.
         """
         check_writable(self._pipeline.workdir)
-        check_passed(self._gates, self._pipeline.workdir.gates)
         trials = self._trials()
         done = {trial: step.manifest for trial, step in trials.items() if step.manifest}
         with Lease(self._pipeline.workdir):
             if len(done) < len(trials):
+                check_passed(self._gates, self._pipeline.workdir.gates)
                 check_trainer(self._config.train)
                 with cluster.connection():
                     have = cluster.resources()

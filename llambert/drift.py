@@ -44,8 +44,8 @@ class NightlyConfig(Section):
         0.5,
         gt=0,
         lt=1,
-        description="Most of a night's records that may be refused: those without a usable text "
-        "or id, and duplicates within the night.",
+        description="Most of a night's records that may be refused, those without a usable text "
+        "or id and duplicates within the night, and most of its files that cannot be read.",
     )
     least_records: int = Field(
         500,

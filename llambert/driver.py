@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llambert.cluster import LOG_LEVEL
+from llambert.cluster import LOG_LEVEL, QUIET
 from llambert.errors import StageError, UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _LIGHT = ("report", "tracking")  # stages that need no Ray
 
 # For a stage's driver: Ray's core would write to the terminal what it thinks of Ray Data's actors.
 # What ends a stage comes as an exception.
-_QUIET = {} if os.environ.get("LLAMBERT_WORKER_LOGS") else {LOG_LEVEL: "fatal"}
+_QUIET = {} if os.environ.get("LLAMBERT_WORKER_LOGS") else {LOG_LEVEL: QUIET}
 _STOP_S = 5.0  # seconds for a stage to end when told to
 
 

@@ -161,7 +161,7 @@ def _predict(
         counter,
         probabilities=True,
         trust_remote_code=trust_remote_code,
-        useful=useful_actors(gold["text"].nbytes, blocks),
+        useful=min(blocks, useful_actors(gold["text"].nbytes)),
         **actors,
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))

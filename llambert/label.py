@@ -21,7 +21,7 @@ CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
 # Of a corpus about so many blocks, between the sizes below, and some for each actor. Of a block of
 # fewer bytes a good part are batches that are not full.
 _BLOCKS, _BLOCKS_AN_ACTOR = 64, 8
-_SMALLEST_BLOCK_BYTES, _SMALL_BLOCK_BYTES = 2**15, 2**17
+_SMALLEST_BLOCK_BYTES, _SMALL_BLOCK_BYTES = 2**15, {"gpu": 2**21, "cpu": 2**17}
 _LARGEST_BLOCK_BYTES = {"gpu": 32 * 2**20, "cpu": 4 * 2**20}  # seconds and minutes of work
 _RUN = "_run.json"  # which run the rows in the folder belong to, while it is not finished
 
@@ -33,7 +33,9 @@ class LabelConfig(Section):
         None, description="Variant that labels; by default combined, llambert or baseline."
     )
     workers: tuple[int, int] | None = Field(
-        None, description="Least and most actors; by default 1 to one for each GPU, or core."
+        None,
+        description="Least and most actors; by default 1 to one for each GPU, or core, that the "
+        "text is enough for.",
     )
     cpus_per_worker: int | None = Field(
         None, ge=1, description="Threads of an actor without GPU; by default an even share."
@@ -114,7 +116,7 @@ def label(
     progress.begin(total, "labelling", done=before)
     workers = pool_size(model, config.workers, config.accelerator_type)
     if not config.workers:
-        workers = 1, min(workers[1], useful_actors(corpus.bytes, _BLOCKS))
+        workers = 1, min(workers[1], useful_actors(corpus.bytes))
     started = time.monotonic()
     with _checkpoint(folder):
         rows = corpus_dataset(
@@ -221,7 +223,7 @@ def _block_bytes(corpus_bytes: int, actors: int) -> int:
 
     Large enough that a large corpus does not become a great many files.
     """
-    largest = _LARGEST_BLOCK_BYTES["gpu" if cluster.resources().get("GPU") else "cpu"]
+    device = "gpu" if cluster.gpus() else "cpu"
     shared = corpus_bytes // (_BLOCKS_AN_ACTOR * actors)  # so that all have something to do
-    least = min(max(shared, _SMALLEST_BLOCK_BYTES), _SMALL_BLOCK_BYTES)
-    return min(largest, max(least, min(shared, corpus_bytes // _BLOCKS)))
+    least = min(max(shared, _SMALLEST_BLOCK_BYTES), _SMALL_BLOCK_BYTES[device])
+    return min(_LARGEST_BLOCK_BYTES[device], max(least, min(shared, corpus_bytes // _BLOCKS)))

@@ -6,8 +6,9 @@ costs what its own files cost however many there were before.
 
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from typing import Any
 
 from llambert import cluster
@@ -73,7 +74,6 @@ class Nights:
         self._model = find_model(config, model)
         self.folder = Workdir(config.workdir).nightly(self._model.id)
         self._ledger = Ledger(self.folder)
-        self.gone: list[str] = []  # files of a killed night that `label` found to be there no more
 
     @property
     def last(self) -> int:
@@ -86,11 +86,14 @@ class Nights:
         known = manifest.details["waiting"] if manifest else []
         return [number for number in known if undecided(self._night(number))]
 
-    def label(self) -> list[Night]:
+    def label(self, vanished: Callable[[list[str]], None]) -> list[Night]:
         """Label the files that are new or changed; Ray is started only where there are any.
 
         A night that was killed goes on with its own files, if they are as they were, and what
         came since is a further night.
+
+        Args:
+            vanished: is told of files of a killed night that are there no more, once.
 
         Returns:
             The nights done now: none, one, or two.
@@ -104,8 +107,10 @@ class Nights:
         with Lease(self.folder):
             self._repair()
             corpus = self._corpus()
-            self.gone = self._vanished(corpus.sources if corpus else ())
+            if gone := self._vanished(corpus.sources if corpus else ()):
+                vanished(gone)
             if corpus is None:
+                self._night(self.last + 1).remove()
                 return []
             self._check_columns(corpus)
             resumed = self._unfinished(corpus)
@@ -131,9 +136,9 @@ class Nights:
 
     def _corpus(self) -> Corpus | None:
         """The corpus; None where its files have all been moved away since they were labelled."""
-        config, manifest = self._config.corpus, self._night(self.last).manifest()
+        config = self._config.corpus
         # Of a corpus that was read before no file need be readable now
-        ids = manifest.inputs.get("ids") if manifest else None
+        ids = next((manifest.inputs.get("ids") for _, manifest in self._published()), None)
         try:
             return open_corpus(config, ids=ids)
         except NoFilesError:
@@ -211,9 +216,10 @@ class Nights:
         if changes.touched:
             self._ledger.write(changes.touched, self.last)
         chosen = sorted([*changes.new, *changes.changed], key=lambda source: source.uri)
-        if not chosen:
-            return None
         number = self.last + 1
+        if not chosen:
+            self._night(number).remove()
+            return None
         rows = entries(chosen, number)
         files = {"new": len(changes.new), "changed": len(changes.changed)}
         files["unchanged"] = changes.unchanged
@@ -304,7 +310,7 @@ class Nights:
         else:
             figures = shifts(night, reference)
             held = reasons(bounds, night, reference, name)
-        held = [*_refused(bounds, corpus.counts), *held]
+        held = [*_refused(bounds, corpus.counts, corpus.details), *held]
         return {
             "profile": asdict(night),
             "compared_with": name,
@@ -318,18 +324,22 @@ class Nights:
 
         The last published nights, once they have enough records together, else the training data.
         """
-        found: dict[int, Profile] = {}
-        for number in reversed(self._numbers()):
-            folder = self._night(number)
-            if folder.exists(PUBLISHED) and (manifest := folder.manifest()):
-                found[number] = Profile(**manifest.details["profile"])
-            if len(found) == _REFERENCE_NIGHTS:
-                break
+        found = {
+            number: Profile(**manifest.details["profile"])
+            for number, manifest in islice(self._published(), _REFERENCE_NIGHTS)
+        }
         past = together(found.values())
         if past.records >= self._config.nightly.least_records:
             first, last = min(found), max(found)
             return past, f"night {last}" if first == last else f"nights {first} to {last}"
         return self._model.training, "the training data"
+
+    def _published(self) -> Iterator[tuple[int, Manifest]]:
+        """The nights that are published, the last one first."""
+        for number in reversed(self._numbers()):
+            night = self._night(number)
+            if night.exists(PUBLISHED) and (manifest := night.manifest()):
+                yield number, manifest
 
     def _concluded(self, number: int, manifest: Manifest) -> bool:
         decided = manifest.details["held"] or not undecided(self._night(number))
@@ -342,19 +352,21 @@ class Nights:
             self._night(number).write_bytes(PUBLISHED, b"")
 
 
-def _refused(bounds: NightlyConfig, counts: dict[str, Any]) -> list[str]:
-    """Why a night with so many records in, out and dropped is held back, if that is why."""
+def _refused(
+    bounds: NightlyConfig, counts: Mapping[str, Any], details: Mapping[str, Any]
+) -> list[str]:
+    """Why a night is held back of which corpus tells these counts and details, if that is why."""
     read, dropped = counts["in"], counts["dropped"]
     if read and not counts["out"]:
         return ["not one of its records is good: quarantine/ has the reasons"]
-    share = sum(dropped.values()) / max(1, read)
-    if read < bounds.least_records or share <= bounds.refused_share:
-        return []
-    listed = ", ".join(f"{reason} {records:,}" for reason, records in dropped.items())
-    return [
-        f"{share:.1%} of {read:,} records are refused ({listed}): more than "
-        f"{bounds.refused_share:.0%} (refused_share)"
-    ]
+    most, said = bounds.refused_share, []
+    if details["corrupt_files"] > most * details["files"]:  # each of them counts as one record
+        said.append(f"{details['corrupt_files']:,} of {details['files']:,} files cannot be read")
+    refused = sum(dropped.values())
+    if read >= bounds.least_records and refused > most * read:
+        listed = ", ".join(f"{reason} {records:,}" for reason, records in dropped.items())
+        said.append(f"{refused:,} of {read:,} records are refused ({listed})")
+    return [f"{each}: more than {most:g} (refused_share)" for each in said]
 
 
 def folder_name(number: int) -> str:

@@ -24,15 +24,17 @@ def publish(config: RunConfig, night: str, model: str | None = None) -> Folder:
 
     Raises:
         UserError: no such night, or not finished, or discarded, or one of each of several models;
-            no access to the workdir.
+            no access to the workdir; another process is at that model's nights.
     """
     home, number = _find(config, "publish", night, model)
     folder = home / folder_name(number)
-    refusal = UserError(
-        f"night {number} is discarded: {folder.uri!r}",
-        "`llambert nightly CONFIG` labels its files in a further night",
-    )
-    _mark(folder, PUBLISHED, DISCARDED, refusal)
+    with Lease(home):
+        if folder.exists(DISCARDED):
+            raise UserError(
+                f"night {number} is discarded: {folder.uri!r}",
+                "`llambert nightly CONFIG` labels its files in a further night",
+            )
+        folder.write_bytes(PUBLISHED, b"")
     return folder
 
 
@@ -46,29 +48,19 @@ def discard(config: RunConfig, night: str, model: str | None = None) -> Folder:
         model: As for `publish`.
 
     Raises:
-        UserError: as for `publish`; the night is published; another process is at that model's
-            nights.
+        UserError: as for `publish`; the night is published.
     """
     home, number = _find(config, "discard", night, model)
     folder = home / folder_name(number)
-    refusal = UserError(
-        f"night {number} is published: {folder.uri!r}",
-        "only a night that is held back can be discarded",
-    )
     with Lease(home):
-        _mark(folder, DISCARDED, PUBLISHED, refusal)
+        if folder.exists(PUBLISHED):
+            raise UserError(
+                f"night {number} is published: {folder.uri!r}",
+                "only a night that is held back can be discarded",
+            )
+        folder.write_bytes(DISCARDED, b"")
         Ledger(home).forget(number)
     return folder
-
-
-def _mark(night: Folder, mark: str, other: str, refusal: UserError) -> None:
-    """Leave `mark` in a night's folder unless the `other` is there, which two may leave at once."""
-    if not night.exists(other):
-        night.write_bytes(mark, b"")
-        if not night.exists(other):
-            return
-        night.fs.rm_file(night.path(mark))
-    raise refusal
 
 
 def _find(config: RunConfig, option: str, night: str, model: str | None) -> tuple[Folder, int]:

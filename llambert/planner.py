@@ -277,7 +277,8 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
     if rate and rate.device != "cpu" and config.label.workers is None:
         notes.append(
             f"The time of evaluate and label is that of {rate.devices:,} GPU, as their rate was "
-            "measured; the run takes every GPU that it finds, unless label.workers says how many."
+            "measured; the run takes every GPU that its text is enough for, unless label.workers "
+            "says how many."
         )
     if stored := _stored(pipeline):
         notes.append(

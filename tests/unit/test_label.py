@@ -33,7 +33,7 @@ def test_what_the_actors_hold():
     ("corpus", "actors", "blocks"),
     [
         (2**13, 1, 1),
-        (2**19, 1, 8),  # small ones, so that a crash repeats little of a small corpus
+        (2**18, 1, 8),  # small ones, so that a crash repeats little of a small corpus
         (2**21, 2, 16),
         (2**23, 2, 64),
         (2**26, 2, 64),

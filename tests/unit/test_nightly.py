@@ -11,8 +11,9 @@ import pytest
 from llambert.config import RunConfig
 from llambert.drift import NightlyConfig
 from llambert.errors import StageError, UserError
+from llambert.lease import Lease
 from llambert.ledger import Ledger, entries
-from llambert.nightly import DISCARDED, PUBLISHED, Nights, _refused
+from llambert.nightly import PUBLISHED, Nights, _refused
 from llambert.nightly_verdict import discard, publish
 from llambert.records import list_sources, open_corpus, read_source
 from llambert.storage import Folder, Manifest
@@ -108,9 +109,9 @@ def test_a_landing_folder_that_was_emptied_has_nothing_new(nights, config, tmp_p
     done(nights, config)
     for file in (tmp_path / "corpus").iterdir():
         file.rename(tmp_path / file.name)
-    assert nights.label() == []
+    assert nights.label(print) == []
     (tmp_path / "corpus").rmdir()  # as on an object store, which has no empty folders
-    assert nights.label() == []
+    assert nights.label(print) == []
 
 
 def test_a_path_that_was_emptied_hides_nothing_of_the_others(nights, config, tmp_path):
@@ -140,14 +141,14 @@ def test_a_path_of_which_nothing_was_ever_labelled_is_a_mistake(nights, config, 
         wrong = config.corpus.model_copy(update={"path": str(tmp_path / path)})
         elsewhere = Nights(config.model_copy(update={"corpus": wrong}), str(tmp_path / "model"))
         with pytest.raises(UserError, match=rf"no such path.*{path}"):
-            elsewhere.label()
+            elsewhere.label(print)
 
 
 def test_the_first_night_needs_files(nights, tmp_path):
     for file in (tmp_path / "corpus").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="no file in it"):
-        nights.label()
+        nights.label(print)
 
 
 def test_a_killed_night_of_which_a_file_vanished_begins_anew_without_it(nights, config, tmp_path):
@@ -208,20 +209,12 @@ def test_a_night_killed_before_it_was_published_and_then_discarded_stays_so(nigh
     assert nights._begin(open_corpus(config.corpus)) is not None
 
 
-def test_publish_and_discard_at_once_leave_not_both_marks(nights, config, monkeypatch):
+@pytest.mark.parametrize("decide", [publish, discard])
+def test_a_night_is_decided_on_by_one_process_at_a_time(nights, config, decide):
     number = done(nights, config, held=True)
-    night = nights.folder / "night-0001"
-    write = Folder.write_bytes
-
-    def meanwhile(folder, name, data):
-        write(folder, name, data)
-        if name == PUBLISHED:
-            write(folder, DISCARDED, b"")
-
-    monkeypatch.setattr(Folder, "write_bytes", meanwhile)
-    with pytest.raises(UserError, match="night 1 is discarded"):
-        publish(config, str(number))
-    assert night.exists(DISCARDED) and not night.exists(PUBLISHED)
+    with Lease(nights.folder), pytest.raises(UserError, match="another run"):
+        decide(config, str(number))
+    assert nights.waiting() == [number]
 
 
 def test_files_of_a_killed_night_that_were_moved_away_are_named(nights, config, tmp_path):
@@ -231,15 +224,19 @@ def test_files_of_a_killed_night_that_were_moved_away_are_named(nights, config, 
     assert nights._vanished(open_corpus(config.corpus).sources) == []
     for file in (tmp_path / "corpus").iterdir():
         file.rename(tmp_path / file.name)
-    assert nights.label() == []
-    assert [Path(uri).name for uri in nights.gone] == ["c.txt"]
+    told: list[str] = []
+    for _ in range(2):  # once is enough
+        assert nights.label(told.extend) == []
+    assert [Path(uri).name for uri in told] == ["c.txt"]
 
 
 def test_a_night_needs_no_file_that_can_be_read(nights, config, tmp_path):
     """As a landing folder whose only new file is broken: it is refused as one among others is."""
-    number = done(nights, config)
-    night = nights.folder / f"night-{number:04d}"
-    night.finish(replace(night.manifest(), inputs={"columns": "c", "ids": "string"}))
+    for number, ids in ((1, "string"), (2, "int64")):
+        (tmp_path / "corpus" / "a.txt").write_text(f"text {number}")
+        assert done(nights, config, held=number == 2) == number  # whose ids may be what is wrong
+        night = nights.folder / f"night-{number:04d}"
+        night.finish(replace(night.manifest(), inputs={"columns": "c", "ids": ids}))
     for file in (tmp_path / "corpus").iterdir():
         file.unlink()
     (tmp_path / "corpus" / "c.txt").write_bytes(b"")
@@ -250,13 +247,18 @@ def test_a_night_needs_no_file_that_can_be_read(nights, config, tmp_path):
 
 def test_a_night_that_refused_most_records_is_held_back():
     bounds = NightlyConfig()
+    whole, broken = {"files": 3, "corrupt_files": 1}, {"files": 3, "corrupt_files": 2}
     counts = {"in": 1000, "out": 10, "dropped": {"null_text": 900, "null_id": 90}}
-    (said,) = _refused(bounds, counts)
-    assert said.startswith("99.0% of 1,000 records are refused (null_text 900, null_id 90)")
-    assert not _refused(bounds, {"in": 1000, "out": 500, "dropped": {"null_text": 500}})
-    assert not _refused(bounds, {"in": 499, "out": 1, "dropped": {"null_text": 498}})
-    assert _refused(bounds, {"in": 3, "out": 0, "dropped": {"null_text": 3}})
-    assert not _refused(bounds, {"in": 0, "out": 0, "dropped": {}})
+    (said,) = _refused(bounds, counts, whole)
+    assert said.startswith("990 of 1,000 records are refused (null_text 900, null_id 90): more")
+    assert not _refused(bounds, {"in": 1000, "out": 500, "dropped": {"null_text": 500}}, whole)
+    few = {"in": 499, "out": 1, "dropped": {"null_text": 498}}
+    assert not _refused(bounds, few, whole)
+    assert _refused(bounds, few, broken) == [
+        "2 of 3 files cannot be read: more than 0.5 (refused_share)"
+    ]
+    assert _refused(bounds, {"in": 3, "out": 0, "dropped": {"null_text": 3}}, whole)
+    assert not _refused(bounds, {"in": 0, "out": 0, "dropped": {}}, whole)
 
 
 def test_a_published_night_is_not_discarded(nights, config):
