@@ -54,37 +54,31 @@ def label_rows(
     rows: Any,
     model: str,
     counter: Counter,
-    workers: tuple[int, int] | None = None,
+    workers: tuple[int, int],
     cpus_per_worker: int | None = None,
     accelerator_type: str | None = None,
     dtype: str = "auto",
     batch_tokens: int = 0,
     probabilities: bool = False,
     trust_remote_code: bool = False,
-    useful: int | None = None,
 ) -> Any:
     """`rows` (a Ray Dataset of id, text, …) as id, label, confidence[, probabilities].
 
     A block is labelled as a whole: records of similar length are put together within it.
 
     Args:
-        workers: least and most actors; by default 1 to one for each GPU, or for each core where
-            the cluster has no GPU, or fewer where so many copies of the model would not fit.
+        workers: least and most actors, as from `pool_size`.
         cpus_per_worker: threads of an actor without GPU; by default an even share of the cores.
         accelerator_type: the kind of GPU, such as 'L40S'; any by default.
         batch_tokens: as for `Labeller`.
         trust_remote_code: as in training; a model that needs its own code does not load without.
-        useful: the most actors that have something to do, where that is known, as `useful_actors`
-            says; further ones would load for nothing.
 
     Raises, when it is executed:
         ray.exceptions.RayActorError: a block's actor died, and `RETRIES` times again.
     """
     import ray
 
-    gpus = int(cluster.resources().get("GPU", 0))
-    pool = pool_size(model, workers, accelerator_type)
-    least, most = (min(actors, useful or actors) for actors in pool)
+    gpus, (least, most) = cluster.gpus(), workers
     threads, share, here = _each(gpus > 0, most, cpus_per_worker)
     if accelerator_type:
         share["accelerator_type"] = accelerator_type
@@ -132,19 +126,19 @@ def _each(on_gpu: bool, most: int, cpus_per_worker: int | None) -> tuple[int, di
 
 
 def pool_size(
-    model: str, workers: tuple[int, int] | None, accelerator_type: str | None = None
+    model: str, workers: tuple[int, int] | None, accelerator_type: str | None, text_bytes: int
 ) -> tuple[int, int]:
-    """Least and most actors, as `label_rows` takes them."""
-    gpus = cluster.gpus(accelerator_type)
-    return workers or (1, gpus or _copies_that_fit(model))
+    """Least and most actors to label so much text: `workers`, where they are given.
 
-
-def useful_actors(text_bytes: int) -> int:
-    """How many actors so much text gives enough to do to be worth their start.
-
-    The cores of those that do not start are others' threads.
+    Else 1 to one for each GPU of that type, or for each core where the cluster has no GPU; fewer
+    where so many copies of the model would not fit, or the text is not worth their start. The cores
+    of those that do not start are others' threads.
     """
-    return max(1, text_bytes // _WORTH_AN_ACTOR["gpu" if cluster.gpus() else "cpu"])
+    if workers:
+        return workers
+    gpus = cluster.gpus(accelerator_type)
+    useful = text_bytes // _WORTH_AN_ACTOR["gpu" if gpus else "cpu"]
+    return 1, max(1, min(useful, gpus or _copies_that_fit(model)))
 
 
 def _copies_that_fit(model: str) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from llambert.classify import label_rows, useful_actors
+from llambert.classify import label_rows, pool_size
 from llambert.errors import CountError
 from llambert.measures import mcnemar, measure, over_seeds
 from llambert.progress import Counter, Progress
@@ -155,14 +155,15 @@ def _predict(
 
     blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
     rows = ray.data.from_arrow(gold).repartition(blocks)
+    asked = actors["workers"], actors["accelerator_type"]
+    least, most = pool_size(model, *asked, gold["text"].nbytes)
     labelled = label_rows(
         rows,
         model,
         counter,
         probabilities=True,
         trust_remote_code=trust_remote_code,
-        useful=min(blocks, useful_actors(gold["text"].nbytes)),
-        **actors,
+        **{**actors, "workers": (min(least, blocks), min(most, blocks))},  # each loads for a block
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from llambert import cluster
-from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, pool_size, useful_actors
+from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, pool_size
 from llambert.datasource import corpus_dataset
 from llambert.errors import CountError, StageError
 from llambert.progress import Progress
@@ -114,9 +114,7 @@ def label(
         folder.write_json(_RUN, {"run": run})
     before = (folder / CHECKPOINT).row_count(skip=".pending.parquet")  # those were committed
     progress.begin(total, "labelling", done=before)
-    workers = pool_size(model, config.workers, config.accelerator_type)
-    if not config.workers:
-        workers = 1, min(workers[1], useful_actors(corpus.bytes))
+    workers = pool_size(model, config.workers, config.accelerator_type, corpus.bytes)
     started = time.monotonic()
     with _checkpoint(folder):
         rows = corpus_dataset(
@@ -136,24 +134,22 @@ def label(
         )
         _write(labelled, folder)
     seconds = progress.since_first_report()  # before every file's rows are counted
-    written = folder.row_count()
-    if written != total:
-        folder.fs.rm_file(folder.path(_RUN))  # the next run begins anew
-        raise CountError(
-            f"{total:,} good records came in and {written:,} labels came out",
-            "was the corpus changed, or a second run under way? The same command begins anew",
-        )
+    _check_count(folder, total)
     return Outcome(
-        {"in": total, "out": written, "dropped": {}},
+        {"in": total, "out": total, "dropped": {}},
         {
-            "records": written,
-            "labelled_now": written - before,
+            "records": total,
+            "labelled_now": total - before,
             "workers": workers[1],
             "seconds": round(time.monotonic() - started, 3),
-            "device": "gpu" if cluster.resources().get("GPU") else "cpu",
-            **_speed(written - before, seconds, progress),
+            "device": _device(),
+            **_speed(total - before, seconds, progress),
         },
     )
+
+
+def _device() -> str:
+    return "gpu" if cluster.gpus() else "cpu"
 
 
 def _write(labelled: Any, folder: Folder) -> None:
@@ -169,6 +165,16 @@ def _write(labelled: Any, folder: Folder) -> None:
             "where the memory did not suffice, have fewer labellers (label.workers) or smaller "
             "batches (label.batch_tokens); the other labels are kept, and the same command goes on",
         ) from error
+
+
+def _check_count(folder: Folder, total: int) -> None:
+    written = folder.row_count()
+    if written != total:
+        folder.fs.rm_file(folder.path(_RUN))  # the next run begins anew
+        raise CountError(
+            f"{total:,} good records came in and {written:,} labels came out",
+            "was the corpus changed, or a second run under way? The same command begins anew",
+        )
 
 
 def _speed(records: int, seconds: float | None, progress: Progress) -> dict[str, float]:
@@ -223,7 +229,7 @@ def _block_bytes(corpus_bytes: int, actors: int) -> int:
 
     Large enough that a large corpus does not become a great many files.
     """
-    device = "gpu" if cluster.gpus() else "cpu"
+    device = _device()
     shared = corpus_bytes // (_BLOCKS_AN_ACTOR * actors)  # so that all have something to do
     least = min(max(shared, _SMALLEST_BLOCK_BYTES), _SMALL_BLOCK_BYTES[device])
     return min(_LARGEST_BLOCK_BYTES[device], max(least, min(shared, corpus_bytes // _BLOCKS)))

@@ -283,7 +283,7 @@ def _calibrate_label(
     if not (folder / "model").exists("config.json"):
         _train_a_little(config, sample, folder, progress)
     settings = config.label
-    if cluster.resources().get("GPU"):
+    if cluster.gpus():
         settings = settings.model_copy(update={"workers": (1, 1)})
     size = min(config.plan.calibration_records, sample.num_rows)
     most = max(size, _MOST_BYTES * sample.num_rows // max(sample["text"].nbytes, 1))

@@ -171,7 +171,7 @@ def train(
         StageError: the workers failed more often than `max_failures`.
     """
     folder = folder if is_remote(folder.uri) else Folder(os.path.abspath(folder.uri))
-    gpu = cluster.resources().get("GPU", 0) > 0
+    gpu = cluster.gpus() > 0
     table = prepared(records, labels)
     targets = table["target"].to_numpy()
     training, validation = split(targets, config.validation_share, seed)

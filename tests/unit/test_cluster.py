@@ -52,4 +52,6 @@ def test_beside_the_labellers_there_is_room_for_what_else_runs(monkeypatch, node
 )
 def test_a_labeller_starts_for_text_that_is_worth_it(monkeypatch, gpus, text, actors):
     monkeypatch.setattr(cluster, "resources", lambda: {"GPU": gpus} if gpus else {})
-    assert classify.useful_actors(text) == actors
+    monkeypatch.setattr(classify, "_copies_that_fit", lambda model: 10**9)
+    assert classify.pool_size("model", None, None, text) == (1, actors)
+    assert classify.pool_size("model", (3, 5), None, text) == (3, 5)
