@@ -155,7 +155,7 @@ def _predict(
 
     blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
     rows = ray.data.from_arrow(gold).repartition(blocks)
-    asked = actors["workers"], actors["accelerator_type"]
+    asked = actors.get("workers"), actors.get("accelerator_type")
     least, most = pool_size(model, *asked, gold["text"].nbytes)
     labelled = label_rows(
         rows,

@@ -56,20 +56,13 @@ def _prepare(folder: Path, url: str) -> str:
     return str(path)
 
 
-def _kill_when(
-    config: str, ready: Callable[[], bool], whole_group: bool, own_ray: bool = False
-) -> None:
-    """Start the run and SIGKILL it, or all of its processes, once `ready`.
-
-    Args:
-        own_ray: with a Ray that it starts, and not on the one that outlives it.
-    """
+def _kill_when(config: str, ready: Callable[[], bool], whole_group: bool) -> None:
+    """Start the run and SIGKILL it, or it and the stage it has started, once `ready`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "llambert", "run", config],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={name: x for name, x in os.environ.items() if not (own_ray and name == "RAY_ADDRESS")},
     )
     deadline = time.monotonic() + 200
     while not ready():
@@ -99,7 +92,7 @@ def _undisturbed(folder: Path, server: ChatServer) -> dict[str, str]:
     return labels_of(folder)
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path, monkeypatch, joined):
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     (tmp_path / "one").mkdir()
     with chat_server(tmp_path / "one") as server:
@@ -110,7 +103,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path, monkey
         folder = tmp_path / "killed"
         config = _prepare(folder, server.url)
         out = folder / "out"
-        _kill_when(config, lambda: len(server.requests()) > SAMPLE // 3, True, own_ray=True)
+        _kill_when(config, lambda: len(server.requests()) > SAMPLE // 3, whole_group=True)
         kept = _answered(folder)
         _kill_when(config, lambda: any(out.glob("models/*/*/_checkpoints/*/checkpoint_*")), True)
         asked = server.asked()

@@ -271,10 +271,7 @@ class DeadlyClassifier(RobertaForSequenceClassification):
 def test_a_record_that_ends_every_labeller_ends_the_night_and_costs_no_other(
     folder, other_model, tmp_path
 ):
-    """By a model whose code kills its process at one token, as a lack of memory would.
-
-    Of two labellers, for where there is one it may come to that record before any other.
-    """
+    """By a model whose code kills its process at one token, as a lack of memory would."""
     from llambert.encoder import load_tokenizer
 
     (token,) = load_tokenizer(other_model).encode("Q", add_special_tokens=False)
@@ -292,8 +289,8 @@ def test_a_record_that_ends_every_labeller_ends_the_night_and_costs_no_other(
     text = pa.table({"id": ["deadly"], "text": ["Q"]})
     pq.write_table(text, tmp_path / "corpus" / "b.parquet")
     there = [f"--set=corpus.path={tmp_path}/corpus", f"--set=workdir={tmp_path}/out"]
-    there += ["--set=train.trust_remote_code=true", "--set=label.workers=[2,2]"]
-    said = nightly(folder, f"--model={model}", *there)
+    trusted = "--set=train.trust_remote_code=true"
+    said = nightly(folder, f"--model={model}", *there, trusted)
     assert said.returncode == 1, said.stdout + said.stderr
     assert "an actor died 5 times at the same block" in said.stderr
     assert "Traceback" not in said.stderr and "deprecated" not in said.stderr
