@@ -35,12 +35,15 @@ def main() -> None:
     parser.add_argument("--max-length", type=int, default=512, help="tokens")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--dtype", default="float32", help="of torch, such as bfloat16")
     a = parser.parse_args()
     texts = pq.read_table(a.corpus, columns=["text"]).slice(0, a.records)["text"].to_pylist()
     with tempfile.TemporaryDirectory() as place:
         labellers = {
             model: Labeller(
-                classifier(model, str(Path(place) / str(number)), a.max_length), threads=a.threads
+                classifier(model, str(Path(place) / str(number)), a.max_length),
+                dtype=a.dtype,
+                threads=a.threads,
             )
             for number, model in enumerate(a.models)
         }

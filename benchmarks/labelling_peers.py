@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
+from llambert.classify import labelling_dtype
 from llambert.corpus import inspect_corpus
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
-from llambert.forward import fast_dtype
 from llambert.label import LabelConfig, label
 from llambert.progress import Progress
 from llambert.records import CorpusConfig, open_corpus
@@ -96,7 +96,7 @@ def prepare(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
-        dtype = fast_dtype(device)
+        dtype = labelling_dtype("auto")
     tokenizer = load_tokenizer(model)
     tokenizer.model_max_length = max_length
     folder = f"{place}/model"

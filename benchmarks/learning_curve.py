@@ -10,10 +10,14 @@ gold training records, and stand beside the paper's.
 """
 
 import argparse
+import json
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from paper import CURVE
 from paper_runs import do, located, train_run
+from provenance import provenance
 
 from llambert.config import RunConfig, load
 from llambert.power_law import LEAST_SIZES, Point, look_ahead
@@ -32,6 +36,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", help="by default 200 and its doublings")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--gain", type=float, default=0.5, help="wanted of a doubling, points")
+    parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     a = parser.parse_args()
     if not a.config:
@@ -45,8 +50,11 @@ def main() -> None:
     run = RunConfig.model_validate(run.model_dump() | {"curve": run.curve.model_dump() | curve})
     do(run, "run", "--until", "annotate")
     do(run, "curve", "--gain", str(a.gain))
-    for line in beside(Folder(run.workdir) / "curve"):
+    found = (Folder(run.workdir) / "curve").read_json("curve.json")
+    for line in beside(found["variants"]):
         print(line)
+    if a.json:
+        Path(a.json).write_text(json.dumps(found | provenance(a), indent=2) + "\n")
 
 
 def foretold() -> list[str]:
@@ -79,9 +87,8 @@ def published(labels: str, most: int) -> list[Point]:
     ]
 
 
-def beside(folder: Folder) -> list[str]:
-    """What was measured, the paper's figures of RoBERTa-large beside."""
-    found = folder.read_json("curve.json")["variants"]
+def beside(found: dict[str, Any]) -> list[str]:
+    """What was measured of each variant, the paper's figures of RoBERTa-large beside."""
     heads = [f"{labels}{whose}" for labels in _NAMES for whose in (", %", ", the paper")]
     lines = ["| records | " + " | ".join(heads) + " |", "|---" * 5 + "|"]
     rows = {name: {r["records"]: r for r in found[v]["sizes"]} for name, v in _NAMES.items()}

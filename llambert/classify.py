@@ -24,7 +24,7 @@ from llambert.encoder import (
     tokenize,
 )
 from llambert.errors import StageError
-from llambert.forward import Forward, Tokens, fast_dtype
+from llambert.forward import Forward, Tokens
 from llambert.progress import Counter
 from llambert.storage import Folder
 
@@ -70,6 +70,7 @@ def label_rows(
         workers: least and most actors, as from `pool_size`.
         cpus_per_worker: threads of an actor without GPU; by default an even share of the cores.
         accelerator_type: the kind of GPU, such as 'L40S'; any by default.
+        dtype: as for `labelling_dtype`.
         batch_tokens: as for `Labeller`.
         trust_remote_code: as in training; a model that needs its own code does not load without.
 
@@ -99,7 +100,7 @@ def label_rows(
             Labeller,
             fn_constructor_kwargs={
                 "model": model,
-                "dtype": dtype,
+                "dtype": labelling_dtype(dtype),
                 "batch_tokens": batch_tokens,
                 "threads": threads,
                 "probabilities": probabilities,
@@ -139,6 +140,17 @@ def pool_size(
     gpus = cluster.gpus(accelerator_type)
     useful = text_bytes // _WORTH_AN_ACTOR["gpu" if gpus else "cpu"]
     return 1, max(1, min(useful, gpus or _copies_that_fit(model)))
+
+
+def labelling_dtype(dtype: str) -> str:
+    """The name of the torch dtype of all labellers: `dtype`, or for 'auto' what is fastest here.
+
+    That is bfloat16, which GPUs multiply and CPUs that have Intel's matrix extensions (AMX), where
+    all nodes have it, else float32.
+    """
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if cluster.gpus() or cluster.cpus_have("amx_bf16") else "float32"
 
 
 def _copies_that_fit(model: str) -> int:
@@ -208,7 +220,7 @@ class Labeller:
 
     Args:
         model: the fine-tuned model's folder.
-        dtype: 'auto' for `fast_dtype`, or the name of a torch dtype.
+        dtype: the name of a torch dtype.
         batch_tokens: the most tokens, padding included, of a forward pass; 0: what `find_budget`
             finds on this device. Halved for good when the memory does not suffice.
         threads: CPU threads of a forward pass.
@@ -221,7 +233,7 @@ class Labeller:
     def __init__(
         self,
         model: str,
-        dtype: str = "auto",
+        dtype: str = "float32",
         batch_tokens: int = 0,
         threads: int = 1,
         probabilities: bool = False,
@@ -234,8 +246,6 @@ class Labeller:
         if device == "cpu":
             torch.set_num_threads(threads)
             _keep_freed_memory()
-        if dtype == "auto":
-            dtype = fast_dtype(device)
         folder = local_folder(model)
         tokenizer = load_tokenizer(folder, trust_remote_code)
         classifier = load_classifier(

@@ -5,6 +5,7 @@ import logging
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 from llambert.errors import StageError, UserError
 
@@ -212,6 +213,24 @@ def gpus(kind: str | None = None) -> int:
         of_kind = [(has, number) for has, number in some if KIND_OF_GPU + kind in has]
         counts.append(sum(number * has.get("GPU", 0) for has, number in of_kind))
     return int(max(counts))
+
+
+def cpus_have(feature: str) -> bool:
+    """Whether the CPUs of all nodes have a feature, such as 'amx_bf16', by Linux' /proc/cpuinfo."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def has() -> bool:
+        told = Path("/proc/cpuinfo")
+        return told.exists() and feature in told.read_text().split()
+
+    task = ray.remote(num_cpus=0)(has)
+    found = []
+    for node in ray.nodes():
+        if node["Alive"] and node["Resources"].get("CPU"):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
+            found.append(task.options(scheduling_strategy=there).remote())
+    return all(ray.get(found))
 
 
 def nodes() -> list[dict[str, float]]:

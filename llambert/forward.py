@@ -100,18 +100,6 @@ class Forward:
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
-def fast_dtype(device: str) -> str:
-    """The name of torch's dtype that 'cuda' or this machine's 'cpu' labels fastest in.
-
-    bfloat16 is what GPUs multiply, and CPUs that have Intel's matrix extensions (AMX).
-    """
-    import torch
-
-    amx = torch.cpu.get_capabilities().get("amx_bf16", False)
-    half = device == "cuda" or (amx and _onednn_multiplies(torch.bfloat16))
-    return "bfloat16" if half else "float32"
-
-
 def _onednn_multiplies(dtype: Any) -> bool:
     """Whether oneDNN has products of `dtype` for this CPU; bfloat16 wants AVX-512 at least."""
     import torch

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator
 
 from llambert import cluster
-from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, pool_size
+from llambert.classify import LIGHT_CPUS, RETRIES, label_rows, labelling_dtype, pool_size
 from llambert.datasource import corpus_dataset
 from llambert.errors import CountError, StageError
 from llambert.progress import Progress
@@ -23,7 +23,8 @@ CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
 _BLOCKS, _BLOCKS_AN_ACTOR = 64, 8
 _SMALLEST_BLOCK_BYTES, _SMALL_BLOCK_BYTES = 2**15, {"gpu": 2**21, "cpu": 2**17}
 _LARGEST_BLOCK_BYTES = {"gpu": 32 * 2**20, "cpu": 4 * 2**20}  # seconds and minutes of work
-_RUN = "_run.json"  # which run the rows in the folder belong to, while it is not finished
+# Which run the rows in the folder belong to, while it is not finished, and their precision
+_RUN = "_run.json"
 
 
 class LabelConfig(Section):
@@ -44,7 +45,8 @@ class LabelConfig(Section):
         None, description="Kind of GPU to use where the cluster has several, in Ray's spelling."
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        "auto", description="auto: bfloat16 on a GPU or a CPU with AMX, float32 on any other."
+        "auto",
+        description="auto: bfloat16 on GPUs, or where every CPU has AMX; float32 on any other.",
     )
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
@@ -109,9 +111,7 @@ def label(
         CountError: records were lost or doubled.
         StageError: a block ended every actor that it was given to.
     """
-    if not folder.exists(_RUN) or folder.read_json(_RUN)["run"] != run:
-        folder.remove()
-        folder.write_json(_RUN, {"run": run})
+    dtype = _begin(config, run, folder)
     before = (folder / CHECKPOINT).row_count(skip=".pending.parquet")  # those were committed
     progress.begin(total, "labelling", done=before)
     workers = pool_size(model, config.workers, config.accelerator_type, corpus.bytes)
@@ -130,7 +130,7 @@ def label(
             progress.ray_counter(),
             probabilities=config.probabilities,
             trust_remote_code=trust_remote_code,
-            **config.actors() | {"workers": workers},
+            **config.actors() | {"workers": workers, "dtype": dtype},
         )
         _write(labelled, folder)
     seconds = progress.since_first_report()  # before every file's rows are counted
@@ -143,9 +143,20 @@ def label(
             "workers": workers[1],
             "seconds": round(time.monotonic() - started, 3),
             "device": _device(),
+            "dtype": dtype,
             **_speed(total - before, seconds, progress),
         },
     )
+
+
+def _begin(config: LabelConfig, run: str, folder: Folder) -> str:
+    """The dtype that the run labels in: as it began, whatever machines it goes on with."""
+    begun = folder.read_json(_RUN) if folder.exists(_RUN) else {}
+    if begun.get("run") != run or "dtype" not in begun:
+        folder.remove()
+        begun = {"run": run, "dtype": labelling_dtype(config.dtype)}
+        folder.write_json(_RUN, begun)
+    return begun["dtype"]
 
 
 def _device() -> str:

@@ -69,7 +69,7 @@ def test_bfloat16_on_a_gpu_says_what_float32_on_the_cpu_says(trained):
     texts = records["text"].to_pylist()
     tokenizer, model = load_tokenizer(trained.folder), load_classifier(trained.folder).eval()
     sequences = tokenize(tokenizer, texts, tokenizer.model_max_length)
-    labeller = Labeller(trained.folder)
+    labeller = Labeller(trained.folder, dtype="bfloat16")
     forward = labeller._forward
     assert (forward.device.type, forward.dtype) == ("cuda", torch.bfloat16)
     assert not forward.padded

@@ -285,9 +285,10 @@ def test_a_record_that_ends_every_labeller_ends_the_night_and_costs_no_other(
     config["auto_map"] = {name: f"modeling_deadly.Deadly{kind}" for name, kind in classes.items()}
     (model / "config.json").write_text(json.dumps(config))
     (tmp_path / "corpus").mkdir()
-    write_file(tmp_path, "a", seed=7)
+    for seed, name in enumerate("abc", start=7):  # some come to the labeller before that record
+        write_file(tmp_path, name, seed=seed)
     text = pa.table({"id": ["deadly"], "text": ["Q"]})
-    pq.write_table(text, tmp_path / "corpus" / "b.parquet")
+    pq.write_table(text, tmp_path / "corpus" / "d.parquet")
     there = [f"--set=corpus.path={tmp_path}/corpus", f"--set=workdir={tmp_path}/out"]
     trusted = "--set=train.trust_remote_code=true"
     said = nightly(folder, f"--model={model}", *there, trusted)

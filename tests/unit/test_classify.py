@@ -11,9 +11,10 @@ import pyarrow as pa
 import pytest
 import torch
 
+from llambert import cluster
 from llambert import forward as forward_pass
 from llambert.budget import find_budget, fits, measure
-from llambert.classify import Labeller, Tokenizer
+from llambert.classify import Labeller, Tokenizer, labelling_dtype
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.errors import StageError
 from llambert.forward import Forward
@@ -103,18 +104,13 @@ def test_another_activation_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("device", "amx", "onednn", "dtype"),
-    [
-        ("cuda", False, False, "bfloat16"),
-        ("cpu", True, True, "bfloat16"),
-        ("cpu", True, False, "float32"),
-        ("cpu", False, True, "float32"),
-    ],
+    ("gpus", "amx", "dtype"), [(1, False, "bfloat16"), (0, True, "bfloat16"), (0, False, "float32")]
 )
-def test_half_precision_is_taken_where_it_is_fast(monkeypatch, device, amx, onednn, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"amx_bf16": amx} if amx else {})
-    monkeypatch.setattr(forward_pass, "_onednn_multiplies", lambda dtype: onednn)
-    assert forward_pass.fast_dtype(device) == dtype
+def test_half_precision_is_taken_where_it_is_fast(monkeypatch, gpus, amx, dtype):
+    monkeypatch.setattr(cluster, "gpus", lambda: gpus)
+    monkeypatch.setattr(cluster, "cpus_have", lambda feature: amx and feature == "amx_bf16")
+    assert labelling_dtype("auto") == dtype
+    assert labelling_dtype("float16") == "float16"
 
 
 @pytest.mark.parametrize("batch_tokens", [0, 1, 100])

@@ -4,10 +4,11 @@ import inspect
 
 import pytest
 
-from llambert import cluster
+from llambert import cluster, label
 from llambert.classify import label_rows
 from llambert.cluster import Workers
 from llambert.label import LabelConfig, _block_bytes, required_resources
+from llambert.storage import Folder
 
 
 def test_the_actors_are_those_that_the_run_file_asks_for():
@@ -44,3 +45,18 @@ def test_what_the_actors_hold():
 def test_how_many_blocks_a_corpus_becomes(monkeypatch, corpus, actors, blocks):
     monkeypatch.setattr(cluster, "resources", lambda: {"CPU": actors})
     assert max(1, corpus // _block_bytes(corpus, actors)) == blocks
+
+
+def test_a_run_goes_on_in_the_precision_that_it_began_with(monkeypatch, tmp_path):
+    folder, config = Folder(str(tmp_path)), LabelConfig()
+    found = [label._begin(config, "run", folder) for _ in _machines(monkeypatch)]
+    assert found == ["bfloat16", "bfloat16"]
+    found = [label._begin(config, "other", folder) for _ in _machines(monkeypatch, amx=(False,))]
+    assert found == ["float32"]
+
+
+def _machines(monkeypatch, amx=(True, False)):
+    for each in amx:
+        monkeypatch.setattr(cluster, "gpus", lambda: 0)
+        monkeypatch.setattr(cluster, "cpus_have", lambda feature, each=each: each)
+        yield
