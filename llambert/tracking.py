@@ -1,5 +1,6 @@
 """Stage, on request: the run's settings, figures and report go to MLflow, as one run of it."""
 
+import hashlib
 import importlib.util
 import json
 import math
@@ -25,6 +26,7 @@ _ENVIRONMENT = {  # unless the environment says otherwise
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",  # of its own 7 the last waits minutes
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
 }
+_PART_CHARACTERS = 100  # of a metric's name between two slashes: MLflow takes 250 in all
 _KEY = "llambert.key"  # a tag of what was logged
 
 
@@ -202,6 +204,11 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, float]]:
 
 
 def _part(key: str) -> str:
-    """`key` with what MLflow takes in a metric's name: a label may be any text."""
-    kept = re.sub(r"[^\w.: -]", "_", key)
-    return kept if kept.strip(". ") else f"_{kept}"
+    """`key` with what MLflow takes in a metric's name: a label may be any text.
+
+    A changed one bears a hash of the original, so that two labels stay two.
+    """
+    kept = re.sub(r"[^\w.: -]", "_", key)[:_PART_CHARACTERS]
+    if kept == key and kept.strip(". "):
+        return kept
+    return f"{kept}_{hashlib.sha256(key.encode()).hexdigest()[:6]}"

@@ -4,6 +4,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from llambert import rates as rates_module
 from llambert import sample as sample_stage
 from llambert.annotate import annotate, annotator_id
 from llambert.config import RunConfig
@@ -26,6 +27,7 @@ PRICES = {
 
 def test_a_calibration_measures_every_rate_and_pays_for_no_answer_twice(tmp_path, monkeypatch):
     monkeypatch.setenv("CHAT_KEY", KEY)
+    monkeypatch.setattr(rates_module, "_WORK_S", 0.5)  # enough to see that there is a rate
     records = easy_records(600)
     (tmp_path / "corpus").mkdir()
     pq.write_table(records.select(["id", "text"]), tmp_path / "corpus" / "part.parquet")

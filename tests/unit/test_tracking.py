@@ -42,8 +42,8 @@ def test_every_figure_once_under_a_name_that_mlflow_takes(written):
         "answer/accuracy_interval/high": seeds["1"]["accuracy_interval"][1],
         "evaluation/gold_records": 600,
         "evaluation/llm/accuracy": llm["accuracy"],
-        "evaluation/llm/labels/so_so_/f1": llm["labels"]["so/so?"]["f1"],
-        "evaluation/llm/labels/_../f1": llm["labels"][".."]["f1"],
+        "evaluation/llm/labels/so_so__3e9a1e/f1": llm["labels"]["so/so?"]["f1"],
+        "evaluation/llm/labels/.._5ec1f7/f1": llm["labels"][".."]["f1"],
         "evaluation/combined/seeds/2/accuracy": seeds["2"]["accuracy"],
         "cost/share": written["cost"]["share"],
         "plan/corpus/records/planned/high": 100_004,
@@ -65,6 +65,13 @@ def test_what_an_earlier_report_or_a_run_without_it_lacks_is_left_out(written):
         written.pop(name, None)
     found = metrics(written)
     assert {name.partition("/")[0] for name in found} == {"evaluation", "counts"}
+
+
+def test_two_labels_that_mlflow_would_not_tell_apart_stay_two(written):
+    alike = ["a/b", "a?b", "long " * 100, "long " * 101]
+    written["evaluation"]["llm"]["labels"] = {name: {"f1": 0.5} for name in alike}
+    names = [name for name in metrics(written) if name.startswith("evaluation/llm/labels/")]
+    assert len(names) == len(alike) and max(map(len, names)) <= 250
 
 
 def test_a_figure_that_is_no_number_is_left_out(written):
