@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from llambert.classify import labelling_dtype
+from llambert import cluster
 from llambert.corpus import inspect_corpus
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.label import LabelConfig, label
@@ -90,13 +90,17 @@ def prepare(
     dtype: str,
     place: str,
 ) -> Work:
-    """Lay out the first `records` texts and `model` as a classifier of two labels."""
+    """Lay out the first `records` texts and `model` as a classifier of two labels.
+
+    Needs a connected Ray, which is asked what its CPUs are.
+    """
     import torch
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
-        dtype = labelling_dtype("auto")
+        half = device == "cuda" or cluster.cpus_have("amx_bf16")
+        dtype = "bfloat16" if half else "float32"
     tokenizer = load_tokenizer(model)
     tokenizer.model_max_length = max_length
     folder = f"{place}/model"

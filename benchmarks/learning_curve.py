@@ -39,12 +39,15 @@ def main() -> None:
     parser.add_argument("--json", help="write all figures to this file")
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C")
     a = parser.parse_args()
+    if a.json and not a.config:
+        parser.error("--json is for what is measured: it wants --config")
     if not a.config:
         for line in foretold():
             print(line)
         return
     if not a.place:
         parser.error("--config wants --place")
+    about = provenance(a)
     run = train_run(load(a.config, a.set), located(a.place))
     curve = {"variants": list(_NAMES.values()), "sizes": a.sizes, "seeds": a.seeds}
     run = RunConfig.model_validate(run.model_dump() | {"curve": run.curve.model_dump() | curve})
@@ -54,7 +57,7 @@ def main() -> None:
     for line in beside(found["variants"]):
         print(line)
     if a.json:
-        Path(a.json).write_text(json.dumps(found | provenance(a), indent=2) + "\n")
+        Path(a.json).write_text(json.dumps(found | about, indent=2) + "\n")
 
 
 def foretold() -> list[str]:

@@ -326,6 +326,7 @@ def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[
 
     Raises:
         StageError: too many; then it was the endpoint or the settings rather than the records.
+        UserError: too many of recorded answers are missing.
     """
     failed, total = chosen["response"].null_count, len(chosen)
     errors = Tally(error for error in chosen["error"].to_pylist() if error).most_common(_ERRORS)
@@ -336,14 +337,16 @@ def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[
             f"command asks the failed ones again; annotate.max_failed_share "
             f"({config.max_failed_share:g}) is how many may stay without an answer"
         )
+        message = f"{failed:,} of {total:,} requests failed:{told}"
         if config.engine == "recorded":
-            remedy = (
+            raise UserError(
+                message,
                 "annotate.recorded.id must hold the same ids as the corpus and the gold records "
                 "(gold_records: 0 where the table has none for these); "
                 f"annotate.max_failed_share ({config.max_failed_share:g}) is how many may stay "
-                "without an answer"
+                "without an answer",
             )
-        raise StageError(f"{failed:,} of {total:,} requests failed:{told}", remedy)
+        raise StageError(message, remedy)
     warnings = []
     if failed and config.engine != "recorded":  # a table that has changed is another annotator
         warnings = [f"{failed:,} requests failed; `llambert run CONFIG --from annotate` asks again"]

@@ -57,7 +57,7 @@ def label_rows(
     workers: tuple[int, int],
     cpus_per_worker: int | None = None,
     accelerator_type: str | None = None,
-    dtype: str = "auto",
+    dtype: str = "float32",
     batch_tokens: int = 0,
     probabilities: bool = False,
     trust_remote_code: bool = False,
@@ -70,7 +70,7 @@ def label_rows(
         workers: least and most actors, as from `pool_size`.
         cpus_per_worker: threads of an actor without GPU; by default an even share of the cores.
         accelerator_type: the kind of GPU, such as 'L40S'; any by default.
-        dtype: as for `labelling_dtype`.
+        dtype: the name of a torch dtype, as from `labelling_dtype`.
         batch_tokens: as for `Labeller`.
         trust_remote_code: as in training; a model that needs its own code does not load without.
 
@@ -100,7 +100,7 @@ def label_rows(
             Labeller,
             fn_constructor_kwargs={
                 "model": model,
-                "dtype": labelling_dtype(dtype),
+                "dtype": dtype,
                 "batch_tokens": batch_tokens,
                 "threads": threads,
                 "probabilities": probabilities,
@@ -145,8 +145,8 @@ def pool_size(
 def labelling_dtype(dtype: str) -> str:
     """The name of the torch dtype of all labellers: `dtype`, or for 'auto' what is fastest here.
 
-    That is bfloat16, which GPUs multiply and CPUs that have Intel's matrix extensions (AMX), where
-    all nodes have it, else float32.
+    That is bfloat16 on GPUs, and where all nodes that are up have Intel's matrix extensions (AMX);
+    else float32. One for all, so that no label depends on where its record was labelled.
     """
     if dtype != "auto":
         return dtype

@@ -394,4 +394,6 @@ def _summary(
             speed = f"  {rate:,.1f}/s" if rate else ""
             click.echo(counts_line(step.title, manifest.counts, manifest.seconds) + speed)
             click.echo(f"{'':<24} {step.folder.uri}/")
+            if stage == "corpus" and any(manifest.counts["dropped"].values()):
+                click.echo(f"{'':<24} {pipeline.workdir.quarantine.uri}/")
     click.echo(f"in {duration(seconds)}")

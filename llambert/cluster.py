@@ -216,7 +216,10 @@ def gpus(kind: str | None = None) -> int:
 
 
 def cpus_have(feature: str) -> bool:
-    """Whether the CPUs of all nodes have a feature, such as 'amx_bf16', by Linux' /proc/cpuinfo."""
+    """Whether the CPUs of all nodes have a feature, such as 'amx_bf16', by Linux' /proc/cpuinfo.
+
+    Of the nodes that are up; where none is, there is no telling, and the answer is no.
+    """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -230,7 +233,7 @@ def cpus_have(feature: str) -> bool:
         if node["Alive"] and node["Resources"].get("CPU"):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=True)
             found.append(task.options(scheduling_strategy=there).remote())
-    return all(ray.get(found))
+    return bool(found) and all(ray.get(found))
 
 
 def nodes() -> list[dict[str, float]]:

@@ -24,7 +24,7 @@ from llambert.records import CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.run_yaml import read, read_value
 from llambert.sample import SampleConfig
-from llambert.section import Location, Section, Variant
+from llambert.section import SECRET, Location, Section, Variant
 from llambert.storage import fingerprint, is_remote
 from llambert.task import TaskConfig
 from llambert.tracking import TrackingConfig
@@ -33,10 +33,7 @@ from llambert.workdir import ARTEFACTS
 
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
 _VARIABLE = re.compile(r"\$?\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
-_SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are no secrets
-    r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
-    re.IGNORECASE,
-)
+_TEXTS = {"task", "chat_template"}  # where any characters may stand
 # Fields whose wrong value may be a secret put in the wrong place.
 _UNSHOWN = {"api_key_env", "base_url", "tracking_uri"}
 
@@ -220,7 +217,7 @@ def _expand(value: Any, where: tuple[str, ...]) -> Any:
         name, field = match[1], ".".join(where)
         if match[0].startswith("$$"):
             return match[0][1:]
-        if _SECRET.search(name):
+        if SECRET.search(name):
             raise UserError(
                 f"{field} uses ${{{name}}}, which looks like a secret and would be stored",
                 "secrets come from the environment or the instance role: give the variable's "
@@ -233,6 +230,11 @@ def _expand(value: Any, where: tuple[str, ...]) -> Any:
             )
         return os.environ[name]
 
+    if not _TEXTS & set(where) and "${" in _VARIABLE.sub("", value):
+        raise UserError(
+            f"{'.'.join(where)} is {value!r}, and of variables only ${{NAME}} is known",
+            "a default such as ${NAME:-value} is the shell's: set the variable there",
+        )
     return _VARIABLE.sub(replace, value)
 
 

@@ -194,6 +194,8 @@ def _run_steps(pipeline: "Pipeline", stage: str, todo: Sequence["Step"], supervi
             with Progress(stage, run=pipeline.config.name) as progress:
                 manifest = run_step(step, progress)
             click.echo(counts_line(title, manifest.counts, manifest.seconds))
+            for warning in manifest.details.get("warnings", []):
+                click.secho(f"warning: {warning}", fg="yellow", err=True)
 
 
 def counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:

@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
-from llambert.classify import label_rows, pool_size
+from llambert.classify import label_rows, labelling_dtype, pool_size
 from llambert.errors import CountError
+from llambert.interval import wilson_interval
 from llambert.measures import mcnemar, measure, over_seeds
 from llambert.progress import Counter, Progress
 from llambert.section import Section
@@ -66,7 +67,7 @@ def evaluate(
         gold: the test records, `schema.GOLD`; every model labels all of them.
         annotated: id, text, gold, label of the gold records that the LLM was asked about, test
             and train alike; label is null where its answer was rejected.
-        actors: how the encoders are run, in the words of `label_rows`: as on the corpus.
+        actors: how the encoders are run: as on the corpus, by `LabelConfig.actors`.
         trust_remote_code: whether code that comes with a model may run.
 
     Raises:
@@ -84,6 +85,7 @@ def evaluate(
     right: dict[int, dict[str, dict[str, bool]]] = {}  # of each seed and variant, by id
     if gold.num_rows and models:
         counter = progress.ray_counter()
+        actors = {**actors, "dtype": labelling_dtype(actors.get("dtype", "auto"))}
         for model in models:
             predicted = _predict(gold, model.folder, counter, actors, trust_remote_code)
             name = _predictions_of(model.variant, model.seed)
@@ -155,15 +157,15 @@ def _predict(
 
     blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
     rows = ray.data.from_arrow(gold).repartition(blocks)
-    asked = actors.get("workers"), actors.get("accelerator_type")
-    least, most = pool_size(model, *asked, gold["text"].nbytes)
+    _, most = pool_size(model, None, actors.get("accelerator_type"), gold["text"].nbytes)
+    allowed = (actors.get("workers") or (1, most))[1]
     labelled = label_rows(
         rows,
         model,
         counter,
         probabilities=True,
         trust_remote_code=trust_remote_code,
-        **{**actors, "workers": (min(least, blocks), min(most, blocks))},  # each loads for a block
+        **{**actors, "workers": (1, min(most, allowed, blocks))},  # each loads for a block at least
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")
@@ -178,7 +180,10 @@ def _predict(
 
 
 def _agreement(predicted: pa.Table, annotated: pa.Table) -> dict[str, Any] | None:
-    """How often the encoder says what the LLM said, on the records that both labelled."""
+    """How often the encoder says what the LLM said, on the records that both labelled.
+
+    With Wilson's 95 % interval.
+    """
     if not annotated.num_rows:
         return None
     said = annotated.select(["id", "label"]).rename_columns(["id", "llm"])
@@ -189,7 +194,11 @@ def _agreement(predicted: pa.Table, annotated: pa.Table) -> dict[str, Any] | Non
     same = sum(
         a == b for a, b in zip(*(both[c].to_pylist() for c in ("label", "llm")), strict=True)
     )
-    return {"records": both.num_rows, "agreement": same / both.num_rows}
+    return {
+        "records": both.num_rows,
+        "agreement": same / both.num_rows,
+        "agreement_interval": wilson_interval(same, both.num_rows),
+    }
 
 
 def _mistakes(predicted: pa.Table, gold: pa.Table, model: Trained, most: int) -> pa.Table:

@@ -7,6 +7,7 @@ of an epoch, for instance) a worker with nothing to do computes a filler record 
 the gradient is the mean over the batch's own records.
 """
 
+import contextlib
 import math
 import tempfile
 import time
@@ -312,6 +313,7 @@ class _Worker:
     def _resume(self) -> _State:
         """The state of the last checkpoint, weights and optimizer restored; else a fresh one."""
         import ray.train
+        from ray.exceptions import RayError
 
         checkpoint = ray.train.get_checkpoint()
         state = _State()
@@ -327,7 +329,8 @@ class _Worker:
             state.resumed += 1
         if self.rank == 0:  # an earlier attempt may have counted records that come again
             seen = state.step * self.job.batch_size + state.epoch * len(self.job.training)
-            self.job.counter.add(seen - self.job.counter.read()[0])
+            with contextlib.suppress(RayError):  # it is lost with its node
+                self.job.counter.add(seen - self.job.counter.read()[0])
         return state
 
 

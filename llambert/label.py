@@ -1,5 +1,6 @@
 """Stage: the fine-tuned encoder labels every record of the corpus."""
 
+import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -16,6 +17,8 @@ from llambert.progress import Progress
 from llambert.records import Corpus
 from llambert.section import Section, Variant
 from llambert.storage import Folder, Outcome, arrow_filesystem
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "_checkpoint"  # inside the folder, until the step is finished
 # Of a corpus about so many blocks, between the sizes below, and some for each actor. Of a block of
@@ -61,7 +64,10 @@ class LabelConfig(Section):
         return self.model_dump(exclude=speed | {"variant"})
 
     def actors(self) -> dict[str, Any]:
-        """How the encoder is run, in the words of `label_rows`."""
+        """How the encoder is run, in the words of `label_rows`.
+
+        What is decided at the start is open: `workers` may be None, and `dtype` 'auto'.
+        """
         names = {"workers", "cpus_per_worker", "accelerator_type", "dtype"}
         budget = 0 if self.batch_tokens == "auto" else self.batch_tokens
         return self.model_dump(include=names) | {"batch_tokens": budget}
@@ -156,6 +162,12 @@ def _begin(config: LabelConfig, run: str, folder: Folder) -> str:
         folder.remove()
         begun = {"run": run, "dtype": labelling_dtype(config.dtype)}
         folder.write_json(_RUN, begun)
+    elif begun["dtype"] != (fastest := labelling_dtype(config.dtype)):
+        log.warning(
+            "labelling goes on in %s, as it began; here %s would be faster: label.dtype=%s begins "
+            "anew in it",
+            *(begun["dtype"], fastest, fastest),
+        )
     return begun["dtype"]
 
 

@@ -58,12 +58,17 @@ class _Total:
 
 
 class RayCounter:
-    """Counts records over a cluster: one small actor, never waited for by the workers."""
+    """Counts records over a cluster: one small actor, never waited for by the workers.
+
+    It lives on the driver's node, so that no other node takes it along.
+    """
 
     def __init__(self) -> None:
         import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-        self._total = ray.remote(num_cpus=0)(_Total).remote()
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._total = ray.remote(num_cpus=0, scheduling_strategy=here)(_Total).remote()
 
     def add(self, records: int, **figures: float) -> None:
         self._total.add.remote(records, **figures)

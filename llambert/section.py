@@ -1,9 +1,16 @@
 """The base of every part of the configuration, and what several parts name alike."""
 
 import os
+import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+
+SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are no secrets
+    r"(?:^|_)(?:TOKEN|SECRETS?|PASSWORD|PASSWD|CREDENTIALS?|(?:API|ACCESS|SECRET|PRIVATE)_?KEY)(?:_|$)",
+    re.IGNORECASE,
+)
+"""What the name of a secret looks like, which a run file must not hold."""
 
 
 class Section(BaseModel):

@@ -23,8 +23,8 @@ from llambert.errors import NoFilesError, UserError
 
 MANIFEST = "manifest.json"
 _OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
-_WHOLE_HASH_BYTES = 64 * 2**20  # a larger file is fingerprinted by its size and its two ends
-_END_BYTES = 2**20
+# Of a model's file this much is hashed at most: of a larger one pieces, from its start to its end.
+_HASHED_BYTES, _PIECE_BYTES = 64 * 2**20, 2**20
 _READERS = 16  # footers read at once: an object store answers each in tens of milliseconds
 # What tells an object's content, the surest first. Google's ETag changes with the metadata too; an
 # object that was composed there of parts has no MD5, only the number of its generation.
@@ -391,9 +391,10 @@ def fingerprint_model(model: str) -> str:
 def _hash_file(path: str) -> str:
     size = os.path.getsize(path)
     with open(path, "rb") as file:
-        if size <= _WHOLE_HASH_BYTES:
+        if size <= _HASHED_BYTES:
             return hashlib.file_digest(file, "sha256").hexdigest()
-        digest = hashlib.sha256(file.read(_END_BYTES))
-        file.seek(-_END_BYTES, os.SEEK_END)
-        digest.update(file.read())
+        digest, pieces = hashlib.sha256(), _HASHED_BYTES // _PIECE_BYTES
+        for number in range(pieces):
+            file.seek((size - _PIECE_BYTES) * number // (pieces - 1))
+            digest.update(file.read(_PIECE_BYTES))
         return digest.hexdigest()

@@ -12,7 +12,7 @@ from llambert.errors import UserError
 from llambert.models import check_model
 from llambert.parse import Mode
 from llambert.records import Corpus, CorpusConfig, open_corpus
-from llambert.section import Location, Section, model_place
+from llambert.section import SECRET, Location, Section, model_place
 from llambert.storage import fingerprint, fingerprint_model, list_files, public
 from llambert.task import TaskConfig, shown_examples
 
@@ -62,6 +62,17 @@ _VLLM_ONLY = (  # fields that the other engines have no use for
     "dtype",
     "prefix_caching",
     "engine_kwargs",
+    "trust_remote_code",
+)
+# Fields that recorded answers have no use for, beside those
+_ASKING = (
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "seed",
+    "structured",
+    "chat_template_kwargs",
 )
 
 FIRST_TOKENS = 20  # candidates kept for the first token of an answer; vLLM's and OpenAI's most
@@ -261,11 +272,18 @@ class AnnotateConfig(Section):
                 "structured output over HTTP is a JSON object: set parse: json, and ask in the "
                 'prompt for {"label": …}'
             )
-        idle = [n for n in _VLLM_ONLY if getattr(self, n) != type(self).model_fields[n].default]
-        if idle and self.engine != "vllm":
+        unused = {"vllm": (), "openai": _VLLM_ONLY, "recorded": _VLLM_ONLY + _ASKING}[self.engine]
+        idle = [n for n in unused if getattr(self, n) != type(self).model_fields[n].default]
+        if idle:
             raise ValueError(
-                f"{idle[0]} does nothing with engine {self.engine}: leave it out, or set engine: "
-                "vllm"
+                f"{idle[0]} does nothing with engine {self.engine}: leave it out, or set another "
+                "engine"
+            )
+        further = [*self.engine_kwargs, *self.chat_template_kwargs]
+        if secrets := [name for name in further if SECRET.search(name)]:
+            raise ValueError(
+                f"{secrets[0]!r} looks like a secret, and would be stored: vLLM takes those from "
+                "the environment (HF_TOKEN)"
             )
         own = sorted(set(_OWN) & set(self.engine_kwargs))
         if own:

@@ -396,6 +396,11 @@ def test_annotator_id_of_a_constrained_answer_goes_by_the_labels():
             {"engine": "recorded", "recorded": {"path": "a.csv"}, "replicas": [1, 2]},
             "replicas does nothing with engine recorded",
         ),
+        (
+            {"engine": "recorded", "recorded": {"path": "a.csv"}, "structured": True},
+            "structured does nothing with engine recorded",
+        ),
+        ({"model": "m", "engine_kwargs": {"hf_token": "x"}}, "'hf_token' looks like a secret"),
         ({"model": "m", "max_model_len": 10}, "leaves no room"),
         ({"model": "m", "engine_kwargs": {"max_model_len": 9}}, "annotate.max_model_len instead"),
         ({"model": "m", "max_tokens": 0}, "greater than or equal to 1"),

@@ -55,3 +55,9 @@ def test_a_labeller_starts_for_text_that_is_worth_it(monkeypatch, gpus, text, ac
     monkeypatch.setattr(classify, "_copies_that_fit", lambda model: 10**9)
     assert classify.pool_size("model", None, None, text) == (1, actors)
     assert classify.pool_size("model", (3, 5), None, text) == (3, 5)
+
+
+def test_of_no_node_nothing_is_known(monkeypatch):
+    monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": {}}])  # a head alone
+    monkeypatch.setattr("ray.get", list)
+    assert not cluster.cpus_have("sse2")

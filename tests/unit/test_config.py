@@ -107,7 +107,8 @@ def test_a_word_that_some_take_for_a_boolean_is_refused_where_no_type_is_known(
 
 def test_what_is_meant_is_taken_where_no_type_is_known(write, tmp_path):
     given = "annotate.chat_template_kwargs={thinking: false, mode: 'no', on: [1, none]}"
-    config = load(write(), [given, "annotate.structured=no"])
+    vllm = ["annotate.engine=vllm", "annotate.model=m"]
+    config = load(write(), [given, "annotate.structured=no", *vllm])
     meant = {"thinking": False, "mode": "no", "on": [1, "none"]}
     assert config.annotate.chat_template_kwargs == meant
     assert config.annotate.structured is False  # a field's type makes a boolean of the word
@@ -341,6 +342,7 @@ def test_wrong_settings_of_the_labelling(write, override, says):
         (("{negative: [], positive: [good]}", "{good: [], bad: [good]}"), ["names two labels"]),
         (("films.jsonl", "'${NOT_SET_ANYWHERE}'"), ["corpus.path", "NOT_SET_ANYWHERE", "not set"]),
         (("films.jsonl", "'${MY_SECRET_KEY}'"), ["looks like a secret"]),
+        (("films.jsonl", "'${STORE:-/tmp}'"), ["corpus.path", "only ${NAME} is known"]),
         (("model: org/encoder", "model: org/encoder, variants: [combined]"), ["gold.train"]),
         (("sample: {size: 10}", "sample: {size: 10}\nsample: {size: 2}"), ["'sample'", "twice"]),
         (("sample: {size: 10}", "sample: [10"), ["not YAML"]),

@@ -4,6 +4,7 @@ import pyarrow as pa
 
 from llambert.asked import ANNOTATED_GOLD
 from llambert.evaluate import EvaluateConfig, Trained, _agreement, _compare, _mistakes, evaluate
+from llambert.interval import wilson_interval
 from llambert.label import LabelConfig
 from llambert.progress import Progress
 from llambert.schema import GOLD
@@ -63,7 +64,8 @@ def test_encoder_and_llm_agree_where_both_gave_a_label():
     rows = [{"id": i, "text": "", "gold": "no", "label": label} for i, label in said]
     annotated = pa.Table.from_pylist(rows, schema=ANNOTATED_GOLD)
     found = _agreement(TABLE, annotated)  # gold says nothing: of a, b and d the encoder has b and d
-    assert found == {"records": 3, "agreement": 2 / 3}
+    interval = wilson_interval(2, 3)
+    assert found == {"records": 3, "agreement": 2 / 3, "agreement_interval": interval}
     assert _agreement(TABLE, annotated.slice(3)) is None
     assert _agreement(TABLE, annotated.slice(0, 0)) is None
 

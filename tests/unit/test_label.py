@@ -48,15 +48,15 @@ def test_how_many_blocks_a_corpus_becomes(monkeypatch, corpus, actors, blocks):
 
 
 def test_a_run_goes_on_in_the_precision_that_it_began_with(monkeypatch, tmp_path):
-    folder, config = Folder(str(tmp_path)), LabelConfig()
-    found = [label._begin(config, "run", folder) for _ in _machines(monkeypatch)]
-    assert found == ["bfloat16", "bfloat16"]
-    found = [label._begin(config, "other", folder) for _ in _machines(monkeypatch, amx=(False,))]
-    assert found == ["float32"]
-
-
-def _machines(monkeypatch, amx=(True, False)):
-    for each in amx:
-        monkeypatch.setattr(cluster, "gpus", lambda: 0)
-        monkeypatch.setattr(cluster, "cpus_have", lambda feature, each=each: each)
-        yield
+    folder, config = Folder(str(tmp_path / "labels")), LabelConfig()
+    monkeypatch.setattr(cluster, "gpus", lambda: 0)
+    monkeypatch.setattr(cluster, "cpus_have", lambda feature: True)
+    assert label._begin(config, "run", folder) == "bfloat16"
+    folder.write_json("rows.json", [])
+    monkeypatch.setattr(cluster, "cpus_have", lambda feature: False)
+    warned = []
+    monkeypatch.setattr(label.log, "warning", lambda text, *values: warned.append(text % values))
+    assert label._begin(config, "run", folder) == "bfloat16"
+    assert folder.exists("rows.json") and "label.dtype=float32 begins anew" in warned[0]
+    assert label._begin(config, "another run", folder) == "float32"
+    assert not folder.exists("rows.json")

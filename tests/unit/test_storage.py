@@ -189,6 +189,17 @@ def test_fingerprint_of_a_model(tmp_path: Path) -> None:
     assert fingerprint_model(str(tmp_path)) != before
 
 
+def test_a_large_model_changed_anywhere_is_another(tmp_path) -> None:
+    weights = tmp_path / "model.safetensors"
+    weights.touch()
+    os.truncate(weights, 100 * 2**20)
+    before = fingerprint_model(str(tmp_path))
+    with weights.open("r+b") as file:
+        file.seek(50 * 2**20)
+        file.write(b"x" * 2**20)  # a smaller change may lie between the pieces that are hashed
+    assert fingerprint_model(str(tmp_path)) != before
+
+
 def test_list_files_of_a_folder(tmp_path: Path) -> None:
     for name in ("b.parquet", "a/c.parquet", "a.PARQUET", "_SUCCESS", ".b.crc", "_tmp/d.parquet"):
         touch(tmp_path / "corpus" / name, "four")
