@@ -44,7 +44,7 @@ def ask(
         alone: an engine has one batch in hand at a time, so that none is lost with another.
 
     Raises:
-        UserError: the prompt does not suit the model.
+        UserError: the prompt does not suit the model, or the engine's settings the device.
     """
     from ray.data import TaskPoolStrategy
 
@@ -178,6 +178,12 @@ def _engine_kwargs(
     }
     environment = {}
     if where == "cpu":
+        if config.pipeline_parallel_size > 1:  # vLLM 0.29: "intermediate_tensors is not None"
+            raise UserError(
+                f"annotate.pipeline_parallel_size is {config.pipeline_parallel_size}, and there is "
+                "no GPU: on CPUs vLLM's engine ends at the first request of a pipeline",
+                "share the layers out instead: annotate.tensor_parallel_size",
+            )
         kwargs["distributed_executor_backend"] = "mp"
         kwargs["enforce_eager"] = True
         kwargs["dtype"] = "float32" if config.dtype == "auto" else config.dtype

@@ -20,7 +20,7 @@ from llambert.annotate import (
 from llambert.cluster import Workers
 from llambert.engines import openai, recorded
 from llambert.engines.config import RecordedConfig
-from llambert.engines.vllm import ENDED, _processor_config, may_be_lost
+from llambert.engines.vllm import ENDED, _processor_config, engine_settings, may_be_lost
 from llambert.errors import StageError, UserError
 from llambert.held import figures as held_figures
 from llambert.progress import Progress
@@ -527,3 +527,10 @@ def test_a_vllm_block_of_answers_and_failures_becomes_responses():
     only_failed = _responses(pa.Table.from_pylist(rows[1:]), count)
     assert only_failed["error"].to_pylist() == ["ValueError: x"]
     assert only_failed.schema.equals(schema.RESPONSE)
+
+
+def test_a_pipeline_on_cpus_is_refused_before_an_engine_starts():
+    config = VLLM.model_copy(update={"pipeline_parallel_size": 2, "max_model_len": 64})
+    with pytest.raises(UserError, match="pipeline_parallel_size is 2"):
+        engine_settings(config, TASK, "cpu", 64)
+    assert engine_settings(config, TASK, "gpu", 64)[0]["pipeline_parallel_size"] == 2
