@@ -60,6 +60,7 @@ _AGAIN = (  # after counts that only a second driver or an error of ours explain
     "was a second run under way? The answers that came are kept, and the same command asks for the "
     "rest; should it end so again, it is a fault of llambert's"
 )
+_WORDY_SHARE = 0.1  # of answers with a label among other words, from which on this is told
 _ERRORS = 5  # kinds of failure that are told, the most frequent ones
 _ANNOTATIONS = "annotations.parquet"
 _OF_RAY_DATA = ("raise_original_map_exception", "max_errored_blocks")  # settings of its own
@@ -389,7 +390,11 @@ def _outcome(wanted: pa.Table, annotations: pa.Table, details: dict[str, Any]) -
         raise CountError(f"the annotations do not add up: {counts}", _AGAIN)
     reused = wanted.num_rows - details["asked"]
     truncated = sum(annotations["truncated"].to_pylist())
-    return Outcome(
-        counts=counts,
-        details={**details, "reused": reused, "truncated": truncated, "labels": dict(labels)},
-    )
+    warnings = list(details["warnings"])
+    if (wordy := dropped["extra_text"]) > _WORDY_SHARE * wanted.num_rows:
+        warnings.append(
+            f"{wordy:,} answers are dropped for naming one label among other words (extra_text): "
+            "annotate.parse: mention takes them, a 'not' before the label or not"
+        )
+    told = {"warnings": warnings, "reused": reused, "truncated": truncated, "labels": dict(labels)}
+    return Outcome(counts=counts, details={**details, **told})

@@ -19,6 +19,7 @@ from llambert.storage import Folder
 LENGTH_EDGES = np.unique(np.round(2.0 ** (np.arange(94) / 3)).astype(np.int64))
 _BINS = 10  # of the population stability index, as is usual
 _NAMED = 3  # labels that a message names
+_QUANTILES = (0.1, 0.5, 0.9)  # of the text lengths, in a message
 _READERS = 16  # files of labels read at once
 
 
@@ -169,8 +170,9 @@ def reasons(config: NightlyConfig, night: Profile, reference: Profile, name: str
     if "length_shift" in past:
         said.append(
             f"the population stability index of the text lengths is {found['length_shift']:.3f} "
-            f"against {name} (length_shift: {config.length_shift:g}): the median is about "
-            f"{_median(night.lengths):,} characters instead of {_median(reference.lengths):,}"
+            f"against {name} (length_shift: {config.length_shift:g}): a tenth of the texts, half "
+            f"and nine tenths have up to about {_quantiles(night.lengths)} characters instead of "
+            f"{_quantiles(reference.lengths)}"
         )
     return said
 
@@ -207,10 +209,9 @@ def _stability(night: dict[str, int], reference: dict[str, int]) -> float:
     return float(((p - q) * np.log(p / q)).sum())
 
 
-def _median(lengths: dict[str, int]) -> int:
-    half, seen = sum(lengths.values()) / 2, 0
-    for edge in sorted(lengths, key=int):
-        seen += lengths[edge]
-        if seen >= half:
-            return int(edge)
-    return 0
+def _quantiles(lengths: dict[str, int]) -> str:
+    """The upper edges of the buckets that the `_QUANTILES` of the texts fall into."""
+    edges = sorted(map(int, lengths))
+    seen = np.cumsum([lengths[str(edge)] for edge in edges]) / max(sum(lengths.values()), 1)
+    found = [edges[min(int(np.searchsorted(seen, q)), len(edges) - 1)] for q in _QUANTILES]
+    return ", ".join(f"{edge:,}" for edge in found)

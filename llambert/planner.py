@@ -330,7 +330,7 @@ def _cell(value: Mapping[str, float] | None, key: str, busy: bool) -> str:
         return "?" if busy else "-"
     low, expected, high = (value[end] for end in ("low", "expected", "high"))
     if low == high and key != "hours":
-        return f"{expected:,.0f}" if expected == int(expected) else f"{expected:,.3g}"
+        return f"{expected:,.0f}" if expected == int(expected) else digits(expected)
     scales = _CLOCK if key == "hours" else _SCALES
     size, name = next((scale for scale in scales if expected >= scale[0]), scales[-1])
     below, figure, above = (digits(each / size) for each in (low, expected, high))

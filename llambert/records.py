@@ -162,8 +162,8 @@ def open_corpus(
     if missing:
         raise UserError(
             f"{source.uri!r} has no column {missing[0]!r}",
-            f"its columns are: {', '.join(schema.names)}; `id`, `text` and, of gold, `label` say "
-            "which to read",
+            f"its columns are: {', '.join(schema.names)}; `id`, `text`, of gold `label` and of "
+            "answers `response` say which to read",
         )
     if twice := [name for name in wanted if schema.names.count(name) > 1]:
         raise UserError(

@@ -44,6 +44,7 @@ class Step:
         if missing:
             raise UserError(
                 f"{self.title} needs what {', '.join(missing)} makes, which is missing or stale",
+                "`llambert status` says why (what was given with --set is not remembered), and "
                 "`llambert run` does all stages in order",
             )
 

@@ -173,7 +173,8 @@ class AnnotateConfig(Section):
     parse: Mode = Field(
         "answer",
         description="How a response becomes a label: answer (one label and nothing else, case and "
-        "punctuation aside), mention (exactly one label among other words), exact, json.",
+        "punctuation aside), mention (one label among other words; 'not good' is good then), "
+        "exact, json.",
     )
     max_tokens: int = Field(10, description="Longest answer, in tokens.", ge=1)
     temperature: float = Field(0.0, description="0 takes the likeliest token each time.", ge=0)

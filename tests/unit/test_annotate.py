@@ -107,9 +107,9 @@ def test_answers_are_parsed_and_counts_add_up(folder):
     assert outcome.details["reused"] == 4
     assert outcome.details["truncated"] == 1
     assert (outcome.details["failed"], outcome.details["errors"]) == (1, {"HTTP 500": 1})
-    assert outcome.details["warnings"] == [
-        "1 requests failed; `llambert run CONFIG --from annotate` asks again"
-    ]
+    failed, wordy = outcome.details["warnings"]
+    assert failed == "1 requests failed; `llambert run CONFIG --from annotate` asks again"
+    assert wordy.startswith("1 answers are dropped") and "annotate.parse: mention" in wordy
 
 
 def test_details_tell_what_the_annotations_cost_and_what_was_ever_paid(folder):
