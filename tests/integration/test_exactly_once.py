@@ -1,8 +1,8 @@
 """Labelling under SIGKILL of its driver, of a worker and of a whole node, at random moments.
 
 A Ray cluster of a head and two nodes, each with processes of its own, runs the nightly job. In
-every disturbed night each of the three is killed, one after the other in a random order;
-LLAMBERT_NIGHTS says how many such nights there are, 1 by default.
+every disturbed night each of the three is killed, one after the other in a random order, unless
+the night ends before; LLAMBERT_NIGHTS says how many such nights there are, 1 by default.
 """
 
 import os
@@ -106,7 +106,6 @@ def _committed(workdir: Path) -> dict[str, int]:
 
 def _kill(kind: str, driver: subprocess.Popen, cluster: Any, rng: random.Random) -> None:
     """SIGKILL to the driver, to one of the workers at work, or to all of a node."""
-    assert driver.poll() is None, "the job ended before anything could be killed"
     nodes = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)
     if kind == "driver":
         driver.kill()
@@ -144,7 +143,7 @@ def test_labels_are_those_of_an_undisturbed_run_whatever_is_killed(cluster, plac
     assert len(expected) == RECORDS
     files = len(list((place / "whole").glob("nightly/*/*/labels/*.parquet")))
 
-    rng = random.Random(0)
+    rng, kills = random.Random(0), 0
     for number in range(1, NIGHTS + 1):
         name = f"killed-{number}"
         config, workdir = _config(place, name), place / name
@@ -152,8 +151,12 @@ def test_labels_are_those_of_an_undisturbed_run_whatever_is_killed(cluster, plac
         for kind in rng.sample(KINDS, len(KINDS)):
             _wait_for(workdir, driver, len(_committed(workdir)) + 1)
             time.sleep(rng.random())
+            if driver.poll() is not None:
+                print(f"night {number}: ended before the {kind} could be killed")
+                break
             before = _committed(workdir)
             _kill(kind, driver, cluster, rng)
+            kills += 1
             print(f"night {number}: {kind} killed after {len(before)} of about {files} files")
             if kind == "driver":
                 driver.wait()
@@ -168,3 +171,4 @@ def test_labels_are_those_of_an_undisturbed_run_whatever_is_killed(cluster, plac
         differing = sum(found[key] != expected[key] for key in expected)
         print(f"night {number}: {len(found):,} labels, each id once, {differing} other than whole")
         assert differing == 0
+    assert kills >= 2 * NIGHTS
