@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llambert import schema
-from llambert.cluster import resources
+from llambert.cluster import even_share, node_cpus, resources
 from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint, device
 from llambert.engines.prompts import ControlTokenError, PromptBuilder, kept_tokenizer
 from llambert.errors import UserError
@@ -219,7 +219,12 @@ def _processor_config(config: AnnotateConfig, where: str, window: int, alone: bo
     from ray.data.llm import vLLMEngineProcessorConfig
 
     kwargs, environment = _engine_kwargs(config, where, window)
-    placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices} if where == "cpu" else None
+    placement = None
+    if where == "cpu":
+        placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices}
+        # Ray gives a process one thread for each whole CPU it reserves, here none
+        threads = even_share(node_cpus(), config.devices * config.replicas[1])
+        environment["OMP_NUM_THREADS"] = str(threads)
     batches = 1 if alone else _batches(config)
     return vLLMEngineProcessorConfig(
         model_source=config.model,

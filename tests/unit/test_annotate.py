@@ -18,7 +18,7 @@ from llambert.annotate import (
     required_resources,
 )
 from llambert.cluster import Workers
-from llambert.engines import openai, recorded
+from llambert.engines import openai, recorded, vllm
 from llambert.engines.config import RecordedConfig
 from llambert.engines.vllm import ENDED, _processor_config, engine_settings, may_be_lost
 from llambert.errors import StageError, UserError
@@ -534,3 +534,15 @@ def test_a_pipeline_on_cpus_is_refused_before_an_engine_starts():
     with pytest.raises(UserError, match="pipeline_parallel_size is 2"):
         engine_settings(config, TASK, "cpu", 64)
     assert engine_settings(config, TASK, "gpu", 64)[0]["pipeline_parallel_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("devices", "replicas", "threads"), [(1, 1, "8"), (2, 1, "4"), (2, 2, "2")]
+)
+def test_engines_on_cpus_share_the_cores_as_threads(monkeypatch, devices, replicas, threads):
+    """Ray would give each process one, for it is told that an engine takes less than a core."""
+    monkeypatch.setattr(vllm, "node_cpus", lambda: [8])
+    monkeypatch.setattr(vllm, "_kv_cache_bytes", lambda config, window, dtype: 2**20)
+    shape = {"tensor_parallel_size": devices, "replicas": (1, replicas)}
+    found = _processor_config(VLLM.model_copy(update=shape), "cpu", 512, alone=False)
+    assert found.runtime_env["env_vars"]["OMP_NUM_THREADS"] == threads
