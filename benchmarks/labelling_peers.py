@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.dataset
 import pyarrow.parquet as pq
 
-from llambert import cluster
+from llambert.classify import labelling_dtype
 from llambert.corpus import inspect_corpus
 from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.label import LabelConfig, label
@@ -99,8 +99,7 @@ def prepare(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if dtype == "auto":
-        half = device == "cuda" or cluster.cpus_have("amx_bf16")
-        dtype = "bfloat16" if half else "float32"
+        dtype = labelling_dtype("auto")
     tokenizer = load_tokenizer(model)
     tokenizer.model_max_length = max_length
     folder = f"{place}/model"

@@ -222,7 +222,7 @@ def _processor_config(config: AnnotateConfig, where: str, window: int, alone: bo
     placement = None
     if where == "cpu":
         placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices}
-        # Ray gives a process one thread for each whole CPU it reserves, here none
+        # Without it Ray gives a process a thread for each CPU that it reserves: here one
         threads = even_share(node_cpus(), config.devices * config.replicas[1])
         environment["OMP_NUM_THREADS"] = str(threads)
     batches = 1 if alone else _batches(config)

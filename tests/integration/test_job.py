@@ -129,6 +129,15 @@ def _write_run(uri: str, folder: Path) -> None:
     (folder / "run.yaml").write_text(yaml.safe_dump(run))
 
 
+def _finished(uri: str) -> set[str]:
+    """The folders of the workdir that hold something finished."""
+    fs = fsspec.filesystem("s3")
+    fs.invalidate_cache()
+    out = f"{uri}/out/".removeprefix("s3://")
+    manifests = fs.glob(f"{out}**/manifest.json")
+    return {path.removeprefix(out).partition("/")[0] for path in manifests}
+
+
 def _labels(folder: str) -> dict[str, str]:
     """The label of each id; fails where an id has two."""
     fs = fsspec.filesystem("s3")
@@ -142,10 +151,14 @@ def _labels(folder: str) -> dict[str, str]:
     return labels
 
 
-def test_a_job_submitted_from_s3_to_s3_and_a_night_after_it(s3, tmp_path):
+def test_every_job_submitted_in_turn_from_s3_to_s3(s3, tmp_path):
     uri = f"{s3}/job"
     _write_run(uri, tmp_path)
     with _cluster(tmp_path) as address:
+        _submit(address, tmp_path, "annotate")
+        assert _finished(uri) == {"corpus", "sample", "annotations"}
+        _submit(address, tmp_path, "train")
+        assert _finished(uri) == {"corpus", "sample", "annotations", "models", "evaluation"}
         _submit(address, tmp_path, "label")
         _submit(address, tmp_path, "label_nightly")
     fs = fsspec.filesystem("s3")

@@ -1,12 +1,9 @@
-"""The run files of jobs/ load, and hold the paper's settings; its scripts are commands."""
+"""The run files of jobs/ load, and hold the settings of the paper's runs."""
 
-import runpy
-import sys
 from pathlib import Path
 
 import pytest
 
-from llambert import cli
 from llambert.config import RunConfig, load
 
 JOBS = Path(__file__).resolve().parents[2] / "jobs"
@@ -59,20 +56,3 @@ def test_imdb_local_reads_beside_the_checkout() -> None:
     assert config.gold and config.gold.train == reviews
     assert config.corpus.path == reviews
     assert config.workdir == str(JOBS.parent / "runs" / "imdb-local")
-
-
-@pytest.mark.parametrize(
-    ("job", "command"),
-    [
-        ("annotate", ["run", "RUN.yaml", "--set", "a.b=c", "--until", "annotate"]),
-        ("train", ["run", "RUN.yaml", "--set", "a.b=c", "--until", "evaluate"]),
-        ("label", ["run", "RUN.yaml", "--set", "a.b=c"]),
-        ("label_nightly", ["nightly", "RUN.yaml", "--set", "a.b=c"]),
-    ],
-)
-def test_a_job_is_a_command_with_the_arguments_it_was_submitted_with(monkeypatch, job, command):
-    ran = []
-    monkeypatch.setattr(cli, "main", ran.append)
-    monkeypatch.setattr(sys, "argv", [f"{job}.py", "RUN.yaml", "--set", "a.b=c"])
-    runpy.run_path(str(JOBS / f"{job}.py"), run_name="__main__")
-    assert ran == [command]
