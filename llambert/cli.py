@@ -186,7 +186,7 @@ def _stage_command(stage: str, summary: str) -> None:
     @_settings
     @click.option("--force", is_flag=True, help="Run it although it is done.")
     def command(config: str, overrides: tuple[str, ...], force: bool) -> None:
-        supervised = follow_supervisor()
+        supervised = follow_supervisor(stage)
         pipeline = _pipeline(config, overrides)
         _refuse_absent(pipeline, stage)
         if supervised and stage != "corpus":

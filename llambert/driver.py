@@ -1,6 +1,7 @@
 """How stages are run: each in a process of its own, under one lease and on one Ray."""
 
 import contextlib
+import importlib
 import os
 import signal
 import subprocess
@@ -55,11 +56,13 @@ def run_stages(pipeline: "Pipeline", chosen: tuple[str, ...], forced: tuple[str,
             check_resources(pipeline, pending)
         pipeline.write_config()
         resolved = stack.enter_context(_resolved(pipeline.config))
+        commands = {stage: [sys.executable, "-m", "llambert", stage, resolved] for stage in chosen}
+        for stage in forced:
+            commands[stage] += ["--force"]
+        processes = stack.enter_context(StageProcesses(commands, pending, environment))
         for stage in chosen:
             if stage in forced or not pipeline.done(stage):
-                command = [sys.executable, "-m", "llambert", stage, resolved]
-                command += ["--force"] if stage in forced else []
-                _run_child(stage, command, environment)
+                processes.run(stage)
                 pipeline.freeze()
             check_gates(pipeline, [stage])
 
@@ -75,27 +78,74 @@ def _resolved(config: "RunConfig") -> Iterator[str]:
         yield str(path)
 
 
-def _run_child(stage: str, command: list[str], environment: dict[str, str]) -> None:
-    """Run a stage's process to its end, and end with it if it fails.
+class StageProcesses:
+    """A process for each stage; while one is at work the next has begun, and waits for its turn.
 
-    Raises:
-        StageError: it was killed; of any other failure it has told by itself.
+    What a stage imports takes one core a second or two, in which a run would do nothing else.
     """
-    environment = _QUIET | os.environ | environment
-    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=environment)
-    try:
-        code = child.wait()
-    except BaseException:
-        _stop(child)
-        raise
-    if code < 0:
-        raise StageError(
-            f"stage {stage} was ended by signal {-code} ({signal.strsignal(-code)})",
-            "where nobody did that, the machine's memory was probably full (its kernel log says "
-            "so): give it more, or the stage less; the same command goes on from here",
+
+    def __init__(
+        self, commands: dict[str, list[str]], expected: Iterable[str], environment: dict[str, str]
+    ) -> None:
+        """
+        Args:
+            commands: each stage's command line, in order.
+            expected: the stages that will run, as far as is known.
+            environment: what their processes have beside the environment of this one.
+        """
+        self._commands, self._expected = commands, set(expected)
+        self._environment = _QUIET | os.environ | environment
+        self._next: tuple[str, subprocess.Popen[bytes]] | None = None
+
+    def __enter__(self) -> "StageProcesses":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._take("")
+
+    def run(self, stage: str) -> None:
+        """Run a stage to its end, and end with it if it fails.
+
+        Raises:
+            StageError: it was killed; of any other failure it has told by itself.
+        """
+        child = self._take(stage) or self._begin(stage)
+        later = list(self._commands)[list(self._commands).index(stage) + 1 :]
+        if following := [name for name in later if name in self._expected]:
+            self._next = following[0], self._begin(following[0])
+        try:
+            assert child.stdin is not None
+            child.stdin.write(b"\n")
+            child.stdin.flush()
+            code = child.wait()
+        except BaseException:
+            _stop(child)
+            raise
+        if code < 0:
+            raise StageError(
+                f"stage {stage} was ended by signal {-code} ({signal.strsignal(-code)})",
+                "where nobody did that, the machine's memory was probably full (its kernel log "
+                "says so): give it more, or the stage less; the same command goes on from here",
+            )
+        if code:
+            sys.exit(code)
+
+    def _begin(self, stage: str) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(
+            self._commands[stage], bufsize=0, stdin=subprocess.PIPE, env=self._environment
         )
-    if code:
-        sys.exit(code)
+
+    def _take(self, stage: str) -> subprocess.Popen[bytes] | None:
+        """The process that waits for its turn, if it is this stage's and lives; any other is ended.
+
+        Where the one expected next turned out to be done, it is another's.
+        """
+        (name, child), self._next = self._next or ("", None), None
+        if child is None or (name == stage and child.poll() is None):
+            return child
+        child.kill()
+        child.wait()
+        return None
 
 
 def check_gates(pipeline: "Pipeline", stages: Iterable[str]) -> None:
@@ -130,16 +180,21 @@ def _stop(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def follow_supervisor() -> bool:
-    """End with the `run` that started this stage, if one did: two never write the same folder.
+def follow_supervisor(stage: str) -> bool:
+    """Wait for the turn of a stage that `run` started, and end with it: two never write one folder.
 
     Ctrl-C reaches every process of a terminal, and is left to the supervisor.
+
+    Returns:
+        Whether `run` did start it.
     """
     if not os.environ.pop(_SUPERVISED, None):
         return False
-    from rich.console import Console
-
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    _import_for(stage)
+    if not os.read(sys.stdin.fileno(), 1):  # the supervisor is gone
+        sys.exit(1)
+    from rich.console import Console
 
     def wait() -> None:
         os.read(sys.stdin.fileno(), 1)  # returns when the other end of the pipe is closed
@@ -148,6 +203,17 @@ def follow_supervisor() -> bool:
 
     threading.Thread(target=wait, name="supervisor", daemon=True).start()
     return True
+
+
+def _import_for(stage: str) -> None:
+    """Import what the time before a stage's first task goes into."""
+    names = ["llambert.pipeline"]
+    if stage not in _LIGHT:
+        names += ["ray.data"]
+    if stage == "train":
+        names += ["ray.train.torch"]
+    for name in names:
+        importlib.import_module(name)
 
 
 def run_stage(pipeline: "Pipeline", stage: str, force: bool, supervised: bool) -> None:

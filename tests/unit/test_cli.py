@@ -87,13 +87,14 @@ import sys
 from llambert import cli, driver
 
 STAGE = (
-    "import time; from llambert.driver import follow_supervisor; assert follow_supervisor(); "
+    "import time; from llambert.driver import follow_supervisor; assert follow_supervisor('wait'); "
     "print('up', flush=True); time.sleep(60)"
 )
 
 @cli.cli.command()
 def wait():
-    driver._run_child("wait", [sys.executable, "-c", STAGE], {"LLAMBERT_SUPERVISED": "1"})
+    commands = {"wait": [sys.executable, "-c", STAGE]}
+    driver.StageProcesses(commands, (), {"LLAMBERT_SUPERVISED": "1"}).run("wait")
 
 cli.main(["wait"])
 """
@@ -120,7 +121,7 @@ from llambert import cli, driver
 
 @cli.cli.command()
 def fail():
-    driver._run_child("train", [sys.executable, "-c", sys.argv[1]], {})
+    driver.StageProcesses({"train": [sys.executable, "-c", sys.argv[1]]}, (), {}).run("train")
 
 cli.main(["fail"])
 """

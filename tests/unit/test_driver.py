@@ -1,15 +1,17 @@
 """How stages are run, as far as that needs no Ray: what is checked, told and left."""
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
 from llambert import cli
 from llambert.config import RunConfig, load
-from llambert.driver import run_stages
+from llambert.driver import StageProcesses, run_stages
 from llambert.pipeline import Pipeline
 from llambert.progress import Progress
 from llambert.step import run_step
@@ -84,6 +86,20 @@ def test_the_closing_summary_has_counts_rates_and_places(config, capfd, tmp_path
     assert (corpus, sample) == (tmp_path / "out" / "corpus", tmp_path / "out" / "sample")
     assert annotations.parent == tmp_path / "out" / "annotations"
     assert all((folder / "manifest.json").is_file() for folder in (corpus, sample, annotations))
+
+
+def test_a_process_that_is_not_needed_is_ended_before_its_turn(capfd):
+    """It has begun while another stage was at work, and its own turned out to be done."""
+    others = set(psutil.Process().children())
+    script = "import os, sys; told = os.read(0, 1); print(sys.argv[1], len(told))"
+    stages = ("sample", "annotate", "train", "evaluate")
+    commands = {name: [sys.executable, "-c", script, name] for name in stages}
+    with StageProcesses(commands, ["sample", "annotate", "train"], {}) as processes:
+        processes.run("sample")  # annotate waits
+        processes.run("train")
+        processes.run("evaluate")  # which was not expected
+    assert capfd.readouterr().out == "sample 1\ntrain 1\nevaluate 1\n"
+    assert set(psutil.Process().children()) == others
 
 
 def test_an_edit_of_the_run_file_is_the_next_runs(config, capfd):
