@@ -6,9 +6,10 @@
 Both get the same engine arguments and sampling parameters, in turns, each in processes of its own.
 Both are timed from an engine that is ready to the last answer, over all prompts. Ours is held
 until its engine is ready, so that making the prompts and writing the answers are in its time, and
-so are the engine's first requests; the bare `LLM.chat` has had a call to warm up. `--layers` and
-`--width` put a random Llama of that size in the place of the model, with its tokenizer: a toy
-spends its time on everything but the model.
+so are the engine's first requests; the bare `LLM.chat` has had a call to warm up, with prompts of
+its own, for what the engine has seen is in its prefix cache. `--layers` and `--width` put a random
+Llama of that size in the place of the model, with its tokenizer: a toy spends its time on
+everything but the model.
 """
 
 import argparse
@@ -51,7 +52,7 @@ from vllm import LLM, SamplingParams
 
 llm = LLM(model=what["model"], disable_log_stats=True, **what["engine"])
 params = SamplingParams(**what["sampling"])
-llm.chat(what["chats"][:what["warm_up"]], params, use_tqdm=False)
+llm.chat(what["warm_up"], params, use_tqdm=False)
 started = time.perf_counter()
 answers = llm.chat(what["chats"], params, use_tqdm=False)
 seconds = time.perf_counter() - started
@@ -62,8 +63,8 @@ print("tokens/s", tokens / seconds)
 
 def main() -> None:
     a = _arguments()
-    texts = pyarrow.dataset.dataset(a.corpus).head(a.records, columns=[a.text])[a.text].to_pylist()
-    texts = [text[:_CHARACTERS] for text in texts]
+    read = pyarrow.dataset.dataset(a.corpus).head(a.records + _WARM_UP, columns=[a.text])
+    texts = [text[:_CHARACTERS] for text in read[a.text].to_pylist()]
     runs: dict[str, list[float]] = {"ours": [], "bare": []}
     with tempfile.TemporaryDirectory() as place:
         model = random_llama(a.model, a.width, a.layers, place) if a.layers else a.model
@@ -71,9 +72,10 @@ def main() -> None:
             engine="vllm", model=model, max_model_len=a.window, batch_size=a.batch_size
         )
         for turn in range(a.turns):
-            for name, run in (("ours", ours), ("bare", bare)):
-                runs[name].append(run(config, texts, f"{place}/{turn}"))
-                print(f"turn {turn + 1}: {name:<6} {runs[name][-1]:10.1f} tokens/s", flush=True)
+            runs["ours"].append(ours(config, texts[_WARM_UP:], f"{place}/{turn}"))
+            runs["bare"].append(bare(config, texts[_WARM_UP:], texts[:_WARM_UP]))
+            for name, rates in runs.items():
+                print(f"turn {turn + 1}: {name:<6} {rates[-1]:10.1f} tokens/s", flush=True)
     ratio = statistics.median(x / y for x, y in zip(runs["ours"], runs["bare"], strict=True))
     print(f"ours / bare: {ratio:.3f} (median of {a.turns} turns)")
     if a.json:
@@ -127,8 +129,8 @@ def ours(config: AnnotateConfig, texts: list[str], place: str) -> float:
     return (details["prompt_tokens"] + details["output_tokens"]) / seconds()
 
 
-def bare(config: AnnotateConfig, texts: list[str], place: str) -> float:
-    """The same of `LLM.chat` in a process of its own."""
+def bare(config: AnnotateConfig, texts: list[str], warm_up: list[str]) -> float:
+    """The same of `LLM.chat` in a process of its own, after a call with the texts of `warm_up`."""
     with connection():
         where = device(config, resources())
     engine, sampling, environment = engine_settings(config, _TASK, where, config.max_model_len)
@@ -137,7 +139,7 @@ def bare(config: AnnotateConfig, texts: list[str], place: str) -> float:
         "engine": engine,
         "sampling": sampling,
         "environment": environment,
-        "warm_up": _WARM_UP,
+        "warm_up": [messages(_TASK, text) for text in warm_up],
         "chats": [messages(_TASK, text) for text in texts],
     }
     done = subprocess.run(
