@@ -1,8 +1,10 @@
 """vLLM on this cluster, through ray.data.llm: prompts, engine replicas, answers."""
 
+import contextlib
 import logging
 import math
 import os
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -27,8 +29,10 @@ _KV_BLOCK = 128  # tokens that vLLM's cache on CPU grows by
 
 ENDED = f"the engine ended {_ATTEMPTS} times while it was asked this record alone"
 
-# Placement groups of this driver's engines: Ray Data leaves them until the driver ends
-# (github.com/ray-project/ray/issues/64035), and a second engine would wait for their GPUs.
+# The engines of this driver, by their actors' names, and their placement groups, which Ray Data
+# leaves until the driver ends (github.com/ray-project/ray/issues/64035): a second engine would wait
+# for their GPUs. So it would for an engine that is being started again when its round ends.
+_engines: list[str] = []
 _groups: list[Any] = []
 
 
@@ -48,7 +52,7 @@ def ask(
     """
     from ray.data import TaskPoolStrategy
 
-    _free_placement_groups()
+    _end_engines()
     window = _window(config)
     prompts = _Prompts(config, task, window - config.max_tokens)
     prompts.builder()  # what is wrong with the prompt is found out here, before any engine starts
@@ -72,9 +76,14 @@ def may_be_lost(config: AnnotateConfig, alone: bool = False) -> int:
     return _DEADLY * (1 if alone else _batches(config) + _WAITING)
 
 
-def _free_placement_groups() -> None:
+def _end_engines() -> None:
+    """End what earlier rounds of this driver have left."""
+    import ray
     from ray.util import remove_placement_group
 
+    while _engines:
+        with contextlib.suppress(ValueError):  # it is gone, as it should be
+            ray.kill(ray.get_actor(_engines.pop()))
     while _groups:
         remove_placement_group(_groups.pop())
 
@@ -100,15 +109,17 @@ def _processor(config: AnnotateConfig, task: TaskConfig, window: int, alone: boo
     # ends the engine each time would be tried for ever.
     kwargs = processor.get_stage_by_name("vLLMEngineStage").map_batches_kwargs
     kwargs["max_task_retries"] = _ATTEMPTS - 1
-    if place := kwargs.get("ray_remote_args_fn"):
-        kwargs["ray_remote_args_fn"] = lambda: _remembered(place())
+    place = kwargs.get("ray_remote_args_fn")
+    kwargs["ray_remote_args_fn"] = lambda: _remembered(place() if place else {})
     return processor
 
 
 def _remembered(remote_args: dict[str, Any]) -> dict[str, Any]:
-    """Ray's arguments for an engine that has just got a placement group."""
-    _groups.append(remote_args["scheduling_strategy"].placement_group)
-    return remote_args
+    """Ray's arguments for an engine, which may have a placement group, with a name for it."""
+    if strategy := remote_args.get("scheduling_strategy"):
+        _groups.append(strategy.placement_group)
+    _engines.append(f"llambert-engine-{uuid.uuid4().hex}")
+    return remote_args | {"name": _engines[-1]}
 
 
 def _tokenizers() -> int:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -117,6 +118,13 @@ def test_a_record_that_ends_the_engine_fails_and_the_others_are_answered(tmp_pat
     assert outcome.details["errors"] == {ENDED: 1}
     assert [key for key, row in rows.items() if row["response"] is None] == ["r2"]
     assert (outcome.details["asked"], outcome.details["failed"]) == (8, 1)
+    # The one that was being started again when the first round ended is not left beside it
+    assert _engines_alive() <= 1
+
+
+def _engines_alive() -> int:
+    found = [process.info["cmdline"] or [] for process in psutil.process_iter(["cmdline"])]
+    return sum("vLLMEngineStage" in " ".join(words) for words in found)
 
 
 def openai_config(url: str, max_failed_share: float = 0.05, **settings) -> AnnotateConfig:
