@@ -19,6 +19,9 @@ _ENVIRONMENT = {
     # How often Ray Train looks at its workers, by default every 2 s: a worker waits for the next
     # look with every checkpoint and at its end, which in a short training is most of the time.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    # An actor that tells the workers of a preemption to come, on which ours do not act: they go on
+    # from the last checkpoint, whatever ended them.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 
 # For a Ray that is started here: it begins without a worker for each core, which take a second of a

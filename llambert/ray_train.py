@@ -1,6 +1,5 @@
 """Ray Train: workers run to the end, begun again from the last checkpoint where one was lost."""
 
-import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -33,9 +32,6 @@ def run_workers(job: Any, name: str, scaling: dict[str, Any], max_failures: int)
         UserError: a worker's own.
         StageError: the workers failed for another reason.
     """
-    # A worker's report, hence every checkpoint, waits for the controller's next look: 2 s unless
-    # told otherwise.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
     import ray.train
     from ray.train.torch import TorchTrainer
 
@@ -57,7 +53,7 @@ def run_workers(job: Any, name: str, scaling: dict[str, Any], max_failures: int)
             logging_config=ray.train.LoggingConfig(log_level="ERROR"),
         ),
     )
-    _leave_out_cleaner(trainer)
+    _leave_out_callbacks(trainer)
     _give_up_on_lasting_errors(trainer)
     with _interrupts_as_before():
         try:
@@ -69,20 +65,25 @@ def run_workers(job: Any, name: str, scaling: dict[str, Any], max_failures: int)
     return dict(result.return_value)
 
 
-def _leave_out_cleaner(trainer: Any) -> None:
-    """Train without Ray Train's `PlacementGroupCleaner`.
+def _leave_out_callbacks(trainer: Any) -> None:
+    """Train without two of Ray Train's actors, which would only be waited for.
 
-    It frees the workers of a driver that lives on after its controller has died; this driver ends
-    then, which frees them. At the end of a training it is waited for until it has asked the
-    dashboard, of which a Ray on one machine has none: 12 s.
+    `PlacementGroupCleaner` frees the workers of a driver that lives on after its controller has
+    died; this driver ends then, which frees them. At the end of a training it is waited for until
+    it has asked the dashboard, of which a Ray on one machine has none: 12 s. `DatasetManager` deals
+    out datasets, of which a trainer here has none either.
     """
+    from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
     from ray.train.v2._internal.callbacks.placement_group_callback import (
         PlacementGroupCleanerCallback,
     )
 
-    made = trainer._create_default_callbacks
+    made, unused = (
+        trainer._create_default_callbacks,
+        (PlacementGroupCleanerCallback, DatasetsCallback),
+    )
     trainer._create_default_callbacks = lambda: [
-        each for each in made() if not isinstance(each, PlacementGroupCleanerCallback)
+        each for each in made() if not isinstance(each, unused)
     ]
 
 
