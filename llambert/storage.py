@@ -298,8 +298,12 @@ def replacing(folder: Folder, name: str, schema: pa.Schema) -> Iterator[pq.Parqu
     folder.create()
     temporary = folder.path(f".{name}.{uuid.uuid4().hex}")
     try:
-        with folder.fs.open(temporary, "wb") as file, pq.ParquetWriter(file, schema) as writer:
-            yield writer
+        with folder.fs.open(temporary, "wb") as file:
+            with pq.ParquetWriter(file, schema) as writer:
+                yield writer
+            if not is_remote(folder.uri):
+                file.flush()
+                os.fsync(file.fileno())
         folder.fs.mv(temporary, folder.path(name))
     except BaseException:
         if folder.fs.exists(temporary):
