@@ -5,8 +5,8 @@
 Short invented records go through the corpus stage and the label stage, each size and number of
 workers in a process and a Ray of its own. Twice a second its memory is read: of the driver, of the
 largest worker and of all workers what they share with nobody (USS), of the object store what is in
-use. Printed at the end is what changes from the last but one size to the largest: with the sizes
-by default from 100,000 to 1,000,000 records.
+use, by Ray's own word. Printed at the end is what changes from the last but one size to the
+largest: with the sizes by default from 100,000 to 1,000,000 records.
 """
 
 import argparse
@@ -30,10 +30,13 @@ from llambert.storage import Folder
 _CHARACTERS = 80  # of each record
 _ROWS_A_FILE = 50_000
 _EVERY_S = 0.5
-_PARTS = ("driver", "largest_worker", "all_workers", "object_store")
+_PROCESSES = ("driver", "largest_worker", "all_workers")
+_PARTS = (*_PROCESSES, "object_store")
 
 _DRIVER = """
-import json, sys
+import json, sys, threading, time
+started = time.monotonic()
+import ray
 from llambert import cluster
 from llambert.corpus import inspect_corpus
 from llambert.label import LabelConfig, label
@@ -41,15 +44,26 @@ from llambert.progress import Progress
 from llambert.records import CorpusConfig, open_corpus
 from llambert.storage import Folder
 
-place, corpus, model, workers = sys.argv[1:]
+place, corpus, model, workers, every_s = sys.argv[1:]
+store = {"seconds": [], "mib": []}
+
+def look():
+    while True:
+        there, free = ray.cluster_resources(), ray.available_resources()
+        used = there["object_store_memory"] - free.get("object_store_memory", 0)
+        store["mib"].append(round(used / 2**20, 1))
+        store["seconds"].append(round(time.monotonic() - started, 1))
+        time.sleep(float(every_s))
+
 found = open_corpus(CorpusConfig(path=corpus, id="id"))
 with cluster.connection(), Progress("label", quiet=True) as progress:
+    threading.Thread(target=look, daemon=True).start()
     inventory = Folder(place + "/inventory")
     good = inspect_corpus(found, inventory, Folder(place + "/quarantine"), progress).counts["out"]
     config = LabelConfig(workers=(int(workers), int(workers)), cpus_per_worker=1)
     labels = Folder(place + "/labels")
     outcome = label(config, found, inventory, good, model, "scaling", labels, progress)
-print("details", json.dumps(outcome.details))
+print("told", json.dumps([outcome.details["records_per_s"], store]))
 """
 
 
@@ -97,15 +111,19 @@ def _write(corpus: str, records: int) -> None:
 
 def _measure(place: str, corpus: str, model: str, workers: int) -> dict[str, Any]:
     """Throughput, and the memory of each part over time in MiB."""
-    said, series = watch([sys.executable, "-c", _DRIVER, place, corpus, model, str(workers)])
-    (told,) = [line for line in said.splitlines() if line.startswith("details ")]
-    details = json.loads(told.removeprefix("details "))
-    peaks = {part: max(series[part]) for part in _PARTS}
-    return {"records_per_s": details["records_per_s"], "peak_mib": peaks, "series": series}
+    arguments = [place, corpus, model, str(workers), str(_EVERY_S)]
+    said, series = watch([sys.executable, "-c", _DRIVER, *arguments])
+    (told,) = [line for line in said.splitlines() if line.startswith("told ")]
+    rate, store = json.loads(told.removeprefix("told "))
+    seconds = series.pop("seconds")
+    over_time = {part: {"seconds": seconds, "mib": series[part]} for part in _PROCESSES}
+    over_time["object_store"] = store
+    peaks = {part: max(over_time[part]["mib"]) for part in _PARTS}
+    return {"records_per_s": rate, "peak_mib": peaks, "over_time": over_time}
 
 
 def watch(command: list[str]) -> tuple[str, dict[str, list[float]]]:
-    """What a command prints, and over time the seconds and the MiB of each part."""
+    """What a command prints, and over time the seconds and the MiB of its processes."""
     # files, for a full pipe would stop it
     with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(command, stdout=said, stderr=errors)
@@ -141,8 +159,8 @@ def growth(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _memory(driver: int) -> dict[str, int]:
-    """Bytes of each part, as they are now."""
-    found = dict.fromkeys(_PARTS, 0)
+    """Bytes of the processes, as they are now."""
+    found = dict.fromkeys(_PROCESSES, 0)
     for process in [psutil.Process(driver), *psutil.Process(driver).children(recursive=True)]:
         try:
             name = " ".join(process.cmdline()[:1])
@@ -152,8 +170,6 @@ def _memory(driver: int) -> dict[str, int]:
                 size = process.memory_full_info().uss
                 found["largest_worker"] = max(found["largest_worker"], size)
                 found["all_workers"] += size
-            elif name.endswith("raylet"):  # the object store lives in it, as shared memory
-                found["object_store"] = process.memory_info().shared
         except psutil.Error:  # it has just ended
             continue
     return found
@@ -179,7 +195,8 @@ def _draw(rows: list[dict[str, Any]], path: str) -> None:
     row = max(rows, key=lambda row: (row["records"], row["workers"]))
     figure, axes = pyplot.subplots(figsize=(8, 4.5), layout="constrained")
     for part in _PARTS:
-        axes.plot(row["series"]["seconds"], row["series"][part], label=part.replace("_", " "))
+        seen = row["over_time"][part]
+        axes.plot(seen["seconds"], seen["mib"], label=part.replace("_", " "))
     axes.set(
         xlabel="seconds",
         ylabel="MiB",
