@@ -50,9 +50,10 @@ store = {"seconds": [], "mib": []}
 def look():
     while True:
         there, free = ray.cluster_resources(), ray.available_resources()
-        used = there["object_store_memory"] - free.get("object_store_memory", 0)
-        store["mib"].append(round(used / 2**20, 1))
-        store["seconds"].append(round(time.monotonic() - started, 1))
+        if "object_store_memory" in free:
+            used = there["object_store_memory"] - free["object_store_memory"]
+            store["mib"].append(round(used / 2**20, 1))
+            store["seconds"].append(round(time.monotonic() - started, 1))
         time.sleep(float(every_s))
 
 found = open_corpus(CorpusConfig(path=corpus, id="id"))

@@ -286,6 +286,8 @@ def _configure_ray_data() -> None:
     context.max_consecutive_actor_init_deaths = _INIT_DEATHS
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # They say nothing here, and one makes a placement group for an engine whenever it looks
+    context.issue_detectors_config.detectors = []
     for handler in logging.getLogger("ray.data").handlers:
         if isinstance(handler, logging.StreamHandler):
             handler.setLevel(logging.CRITICAL)  # a failure is told once, by the command line

@@ -1,11 +1,9 @@
 """An encoder's files: the folder, the tokenizer, the classifier; texts become token ids."""
 
-import contextlib
 import os
 import shutil
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -123,9 +121,7 @@ def load_classifier(
         UserError: the model comes with a head for another number of labels.
     """
     import torch
-
-    with _without_scikit_learn():
-        from transformers import AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
 
     names: dict[str, Any] = {}
     if labels is not None:
@@ -150,23 +146,6 @@ def load_classifier(
             "name the encoder that it was made from, or one that was trained on as many labels",
         )
     return classifier
-
-
-@contextlib.contextmanager
-def _without_scikit_learn() -> Iterator[None]:
-    """Nothing finds scikit-learn within the `with` block, unless it is imported already.
-
-    transformers imports it, where it is installed, for a kind of text generation: 0.7 s of the
-    start of every worker that loads an encoder.
-    """
-    hidden = "sklearn" not in sys.modules
-    if hidden:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        if hidden:
-            del sys.modules["sklearn"]
 
 
 def freeze(model: Any) -> None:

@@ -78,10 +78,8 @@ def _leave_out_callbacks(trainer: Any) -> None:
         PlacementGroupCleanerCallback,
     )
 
-    made, unused = (
-        trainer._create_default_callbacks,
-        (PlacementGroupCleanerCallback, DatasetsCallback),
-    )
+    made = trainer._create_default_callbacks
+    unused = (PlacementGroupCleanerCallback, DatasetsCallback)
     trainer._create_default_callbacks = lambda: [
         each for each in made() if not isinstance(each, unused)
     ]

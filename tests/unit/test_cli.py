@@ -87,20 +87,21 @@ import sys
 from llambert import cli, driver
 
 STAGE = (
-    "import time; from llambert.driver import follow_supervisor; assert follow_supervisor('wait'); "
-    "print('up', flush=True); time.sleep(60)"
+    "import sys, time; from llambert.driver import follow_supervisor; "
+    "assert follow_supervisor('report'); print(sys.argv[1], flush=True); time.sleep(60)"
 )
 
 @cli.cli.command()
 def wait():
-    commands = {"wait": [sys.executable, "-c", STAGE]}
-    driver.StageProcesses(commands, (), {"LLAMBERT_SUPERVISED": "1"}).run("wait")
+    commands = {name: [sys.executable, "-c", STAGE, name] for name in ("first", "second")}
+    with driver.StageProcesses(commands, commands, {"LLAMBERT_SUPERVISED": "1"}) as processes:
+        processes.run("first")
 
 cli.main(["wait"])
 """
 
 
-def test_ctrl_c_ends_a_command_and_its_stage_with_one_sentence(heeds_ctrl_c):
+def _one_stage_at_work_and_one_that_waits() -> subprocess.Popen[str]:
     running = subprocess.Popen(
         [sys.executable, "-c", WAITING],
         stdout=subprocess.PIPE,
@@ -108,11 +109,24 @@ def test_ctrl_c_ends_a_command_and_its_stage_with_one_sentence(heeds_ctrl_c):
         text=True,
         start_new_session=True,
     )
-    assert running.stdout and running.stdout.readline() == "up\n"
+    assert running.stdout and running.stdout.readline() == "first\n"
+    return running
+
+
+def test_ctrl_c_ends_a_command_and_its_stages_with_one_sentence(heeds_ctrl_c):
+    running = _one_stage_at_work_and_one_that_waits()
     os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all at once
-    _, said = running.communicate(timeout=30)  # returns when the stage too has closed its output
-    assert running.returncode == 130
+    # returns when the stages too have closed their output
+    done, said = running.communicate(timeout=30)
+    assert (running.returncode, done) == (130, "")
     assert said.strip() == "stopped; the same command goes on from here"
+
+
+def test_a_kill_of_a_command_ends_its_stages():
+    running = _one_stage_at_work_and_one_that_waits()
+    running.kill()
+    done, said = running.communicate(timeout=30)
+    assert done == "" and "Traceback" not in said
 
 
 FAILING = """

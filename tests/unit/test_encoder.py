@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -158,14 +156,3 @@ def test_a_local_model_is_used_in_place_and_a_missing_one_refused(store, tmp_pat
     assert local_folder("owner/name") == "owner/name"
     with pytest.raises(UserError, match="memory://bucket/none"):
         local_folder("memory://bucket/none")
-
-
-def test_a_classifier_is_loaded_without_scikit_learn(tmp_path):
-    """transformers would import it, which takes 0.7 s; who wants it later finds it."""
-    model = make_tiny_roberta(tmp_path / "encoder")
-    script = (
-        "import sys; from llambert.encoder import load_classifier; "
-        f"load_classifier({model!r}, ['a', 'b']); assert 'sklearn' not in sys.modules; "
-        "import sklearn.metrics"
-    )
-    subprocess.run([sys.executable, "-c", script], check=True)
