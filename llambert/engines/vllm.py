@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from llambert import schema
 from llambert.cluster import even_share, node_cpus, resources
 from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint, device
+from llambert.engines.orphans import FOLLOW
 from llambert.engines.prompts import ControlTokenError, PromptBuilder, kept_tokenizer
 from llambert.errors import UserError
 from llambert.progress import Counter
@@ -230,6 +231,7 @@ def _processor_config(config: AnnotateConfig, where: str, window: int, alone: bo
     from ray.data.llm import vLLMEngineProcessorConfig
 
     kwargs, environment = _engine_kwargs(config, where, window)
+    environment[FOLLOW] = "1"
     placement = None
     if where == "cpu":
         placement = {"bundles": [{"CPU": _CPU_SHARE}] * config.devices}
@@ -246,7 +248,7 @@ def _processor_config(config: AnnotateConfig, where: str, window: int, alone: bo
         max_concurrent_batches=batches,
         max_tasks_in_flight_per_actor=1 if alone else batches + _WAITING,
         placement_group_config=placement,
-        runtime_env={"env_vars": environment} if environment else None,
+        runtime_env={"env_vars": environment},
         should_continue_on_error=True,
         log_engine_metrics=False,
         chat_template_stage=False,
