@@ -27,7 +27,7 @@ from llambert.engines.config import (
     device,
     required_resources,
 )
-from llambert.errors import CountError, LlambertError, StageError, UserError
+from llambert.errors import CountError, LlambertError, StageError, UserError, ours
 from llambert.parse import label_probabilities, parse
 from llambert.progress import Counter, Progress
 from llambert.responses import (
@@ -271,12 +271,8 @@ def _engine(config: AnnotateConfig, alone: bool) -> Callable[..., Any]:
 
 def _reason(error: Exception, folder: Folder) -> LlambertError:
     """Our own error where one lies among the causes of what Ray raised, else a StageError."""
-    at: BaseException | None = error
-    while at is not None:
-        raised = getattr(at, "cause", None) or at  # Ray keeps a worker's exception in `cause`
-        if isinstance(raised, LlambertError):
-            return raised
-        at = raised.__cause__
+    if known := ours(error):
+        return known
     first = getattr(error, "cause", None) or error
     return StageError(
         f"the engine failed: {type(first).__name__}: {str(first)[:_MESSAGE_CHARACTERS]}",
@@ -349,7 +345,9 @@ def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[
             )
         raise StageError(message, remedy)
     warnings = []
-    if failed and config.engine != "recorded":  # a table that has changed is another annotator
+    if failed and config.engine == "recorded":  # a table that has changed is another annotator
+        warnings = [f"{failed:,} records have no answer in annotate.recorded (request_failed)"]
+    elif failed:
         warnings = [f"{failed:,} requests failed; `llambert run CONFIG --from annotate` asks again"]
     return {"failed": failed, "errors": dict(errors), "warnings": warnings}
 

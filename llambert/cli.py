@@ -1,6 +1,7 @@
 """`llambert …`: the commands, their exit codes and what they print."""
 
 import shlex
+import signal
 import sys
 import time
 import traceback
@@ -11,7 +12,7 @@ import click
 
 from llambert import STAGES
 from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
-from llambert.errors import LlambertError, UserError
+from llambert.errors import Terminated, UserError, ours
 
 if TYPE_CHECKING:
     from llambert.nightly import Night
@@ -299,11 +300,12 @@ def schema() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; exit 0 when done, 2 for the user's mistakes, 3 for a night that looks
-    wrong, 4 for a gate that is not passed, 130 after Ctrl-C, 1 for a failure.
+    wrong, 4 for a gate that is not passed, 130 after Ctrl-C, 143 after SIGTERM, 1 for a failure.
 
     Args:
         arguments: the command's words; by default those of this process.
     """
+    before = signal.signal(signal.SIGTERM, _terminated)
     try:
         code = cli.main(arguments, standalone_mode=False)  # --help and --version return one
     except click.ClickException as error:
@@ -311,7 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         code = error.exit_code
     except (KeyboardInterrupt, Exception) as error:
         code = _told(error)
+    finally:
+        signal.signal(signal.SIGTERM, before)
     sys.exit(code)
+
+
+def _terminated(*_: object) -> None:
+    raise Terminated
 
 
 def _told(error: BaseException) -> int:
@@ -320,24 +328,14 @@ def _told(error: BaseException) -> int:
         error = error.__cause__
     if isinstance(error, KeyboardInterrupt):
         click.echo("stopped; the same command goes on from here", err=True)
-        return 130
-    known = _known(error)
+        return 143 if isinstance(error, Terminated) else 130
+    known = ours(error)
     if known is None:
         traceback.print_exception(error)
         return 1
     click.secho("error: ", fg="red", bold=True, nl=False, err=True)
     click.echo(str(known), err=True)
     return known.exit_code
-
-
-def _known(error: BaseException | None) -> LlambertError | None:
-    """The product's own error behind `error`, which Ray may have wrapped on its way here."""
-    seen = 0
-    while error is not None and seen < 20:
-        if isinstance(error, LlambertError):
-            return error
-        error, seen = getattr(error, "cause", None) or error.__cause__, seen + 1
-    return None
 
 
 def _pipeline(config: str, overrides: tuple[str, ...], may_ask: bool = True) -> "Pipeline":

@@ -3,6 +3,8 @@
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,7 @@ def connection() -> Iterator[None]:
         StageError: Ray did not start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     _check_scheme(address or "")
@@ -94,6 +97,8 @@ def connection() -> Iterator[None]:
             "give host:port of its head node (port 6379 by default), and run the same versions of "
             "Ray and Python here as there",
         ) from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would print its core's stack
     _configure_ray_data()
     if not address:
         os.environ[_OWN] = ray.get_runtime_context().gcs_address

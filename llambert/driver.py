@@ -132,8 +132,9 @@ class StageProcesses:
             sys.exit(code)
 
     def _begin(self, stage: str) -> subprocess.Popen[bytes]:
-        """Ctrl-C, which reaches every process of a terminal, is left to this one."""
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a child inherits it
+        """What may reach every process of a group, as Ctrl-C does, is left to this one."""
+        stops = {signal.SIGINT, signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, stops)  # a child inherits it
         try:
             return subprocess.Popen(
                 self._commands[stage], bufsize=0, stdin=subprocess.PIPE, env=self._environment

@@ -50,3 +50,17 @@ class GateError(LlambertError):
     """A figure of the run is past the bound that the run file sets it."""
 
     exit_code = 4
+
+
+class Terminated(KeyboardInterrupt):
+    """The process was told to end by SIGTERM: for all that is under way the same as Ctrl-C."""
+
+
+def ours(error: BaseException | None) -> LlambertError | None:
+    """The product's own error where one lies among the causes of `error`, which Ray may wrap."""
+    while error is not None:
+        raised = getattr(error, "cause", None) or error  # Ray keeps a worker's exception in `cause`
+        if isinstance(raised, LlambertError):
+            return raised
+        error = raised.__cause__
+    return None

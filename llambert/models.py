@@ -1,21 +1,50 @@
-"""Whether a model named in a config can be had, found out before anything heavy starts."""
+"""A model named in a config: whether it can be had, and its identity; nothing heavy is loaded."""
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from llambert.errors import UserError
-from llambert.storage import Folder, is_remote
+from llambert.storage import MANIFEST, Folder, fingerprint, is_remote
 
 _HUB_TIMEOUT_S = 3.0
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS = _SAFETENSORS[0]
+_OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
+# Of a model's file this much is hashed at most: of a larger one pieces, from its start to its end.
+_HASHED_BYTES, _PIECE_BYTES = 64 * 2**20, 2**20
 
 
 def fingerprint_weights(model: Folder) -> str:
     """The identity of a fine-tuned model: 12 hex digits of the SHA-256 of its weights."""
     with model.fs.open(model.path(WEIGHTS), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
+def fingerprint_model(model: str) -> str:
+    """A model's identity: its name, or the content of its folder where it is a local one."""
+    if not os.path.isdir(model):
+        return model
+    files = []
+    for name in sorted(os.listdir(model)):
+        full = os.path.join(model, name)
+        told = name != MANIFEST and not name.startswith(".") and not name.endswith(_OF_NO_MODEL)
+        if told and os.path.isfile(full):
+            files.append([name, os.path.getsize(full), _hash_file(full)])
+    return fingerprint(files)
+
+
+def _hash_file(path: str) -> str:
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if size <= _HASHED_BYTES:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, pieces = hashlib.sha256(), _HASHED_BYTES // _PIECE_BYTES
+        for number in range(pieces):
+            file.seek((size - _PIECE_BYTES) * number // (pieces - 1))
+            digest.update(file.read(_PIECE_BYTES))
+        return digest.hexdigest()
 
 
 def check_model(model: str, purpose: str) -> None:

@@ -19,7 +19,7 @@ from llambert.evaluate import Trained, evaluate, read_predictions
 from llambert.gates import Gate, annotation_gates, evaluation_gates, training_gates
 from llambert.gold import Gold, load_gold
 from llambert.label import CHECKPOINT, label
-from llambert.models import fingerprint_weights
+from llambert.models import fingerprint_model, fingerprint_weights
 from llambert.parse import PARSER
 from llambert.progress import Progress
 from llambert.ray_train import CHECKPOINTS
@@ -28,7 +28,7 @@ from llambert.report import report
 from llambert.review import review
 from llambert.sample import draw_sample
 from llambert.step import Step, commit, made, once, output, versions
-from llambert.storage import Manifest, Outcome, fingerprint, fingerprint_model, fingerprint_rows
+from llambert.storage import Manifest, Outcome, fingerprint, fingerprint_rows
 from llambert.tracking import track
 from llambert.train import train
 from llambert.workdir import Workdir

@@ -22,9 +22,6 @@ from fsspec.implementations.local import LocalFileSystem
 from llambert.errors import NoFilesError, UserError
 
 MANIFEST = "manifest.json"
-_OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
-# Of a model's file this much is hashed at most: of a larger one pieces, from its start to its end.
-_HASHED_BYTES, _PIECE_BYTES = 64 * 2**20, 2**20
 _READERS = 16  # footers read at once: an object store answers each in tens of milliseconds
 # What tells an object's content, the surest first. Google's ETag changes with the metadata too; an
 # object that was composed there of parts has no MD5, only the number of its generation.
@@ -377,28 +374,3 @@ def _find(fs: fsspec.AbstractFileSystem, path: str) -> list[dict[str, Any]]:
 def _is_data(parts: list[str]) -> bool:
     """Whether no part of a name is hidden; the key of an object store's folder mark ends in ''."""
     return bool(parts[-1]) and not any(part.startswith((".", "_")) for part in parts)
-
-
-def fingerprint_model(model: str) -> str:
-    """A model's identity: its name, or the content of its folder where it is a local one."""
-    if not os.path.isdir(model):
-        return model
-    files = []
-    for name in sorted(os.listdir(model)):
-        full = os.path.join(model, name)
-        told = name != MANIFEST and not name.startswith(".") and not name.endswith(_OF_NO_MODEL)
-        if told and os.path.isfile(full):
-            files.append([name, os.path.getsize(full), _hash_file(full)])
-    return fingerprint(files)
-
-
-def _hash_file(path: str) -> str:
-    size = os.path.getsize(path)
-    with open(path, "rb") as file:
-        if size <= _HASHED_BYTES:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-        digest, pieces = hashlib.sha256(), _HASHED_BYTES // _PIECE_BYTES
-        for number in range(pieces):
-            file.seek((size - _PIECE_BYTES) * number // (pieces - 1))
-            digest.update(file.read(_PIECE_BYTES))
-        return digest.hexdigest()

@@ -13,7 +13,7 @@ from llambert import cluster
 from llambert.deepspeed_engine import warmup_steps
 from llambert.deepspeed_settings import DeepSpeedConfig, deepspeed_settings, user_file
 from llambert.drift import length_histogram
-from llambert.models import check_model
+from llambert.models import check_model, fingerprint_model
 from llambert.progress import Progress
 from llambert.ray_train import run_workers
 from llambert.section import ModelName, Section, Variant
@@ -21,7 +21,6 @@ from llambert.storage import (
     Folder,
     Outcome,
     fingerprint,
-    fingerprint_model,
     is_remote,
     list_files,
 )

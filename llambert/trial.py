@@ -9,9 +9,10 @@ import pyarrow as pa
 from llambert.asked import ANNOTATED_GOLD
 from llambert.deepspeed_settings import user_file
 from llambert.evaluate import EvaluateConfig, Trained, evaluate
+from llambert.models import fingerprint_model
 from llambert.progress import Progress
 from llambert.step import Step, run_step
-from llambert.storage import Folder, Outcome, fingerprint_model, fingerprint_rows
+from llambert.storage import Folder, Outcome, fingerprint_rows
 from llambert.train import TrainConfig, train
 
 VARIANT = "trial"  # as which its predictions are kept

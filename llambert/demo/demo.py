@@ -8,8 +8,9 @@ from typing import Any
 
 from llambert.errors import UserError
 from llambert.lease import Lease
+from llambert.models import fingerprint_model
 from llambert.progress import duration
-from llambert.storage import Folder, fingerprint, fingerprint_model, is_remote
+from llambert.storage import Folder, fingerprint, is_remote
 
 MODELS = ("mini-llama", "mini-roberta")
 _SEED = 1

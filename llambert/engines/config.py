@@ -9,11 +9,11 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from llambert.cluster import Workers, kind_of_gpu
 from llambert.errors import UserError
-from llambert.models import check_model
+from llambert.models import check_model, fingerprint_model
 from llambert.parse import Mode
 from llambert.records import Corpus, CorpusConfig, open_corpus
 from llambert.section import SECRET, Location, Section, model_place
-from llambert.storage import fingerprint, fingerprint_model, list_files, public
+from llambert.storage import fingerprint, list_files, public
 from llambert.task import TaskConfig, shown_examples
 
 # Arguments of the engine that change its speed or memory but not what it is asked or answers.

@@ -258,3 +258,6 @@ def test_recorded_answers_take_the_same_path(tmp_path, s3, place):
         "dropped": {"request_failed": 2, "empty": 1, "no_label": 1},
     }
     assert outcome.details["errors"] == {"no recorded response": 2}
+    assert outcome.details["warnings"] == [
+        "2 records have no answer in annotate.recorded (request_failed)"
+    ]

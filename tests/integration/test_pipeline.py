@@ -261,16 +261,19 @@ def _begin(config: str, sign: Path) -> subprocess.Popen[str]:
     return running
 
 
-def test_a_run_goes_on_after_ctrl_c_and_leaves_what_changes_meanwhile_to_the_next_one(
+def test_a_run_goes_on_after_it_was_stopped_and_leaves_what_changes_meanwhile_to_the_next_one(
     joined, heeds_ctrl_c, tmp_path
 ):
     config = write_run(tmp_path, gold=None)
-    stopped = _begin(config, tmp_path / "out" / "corpus" / "sources.json")
-    os.killpg(stopped.pid, signal.SIGINT)
-    said, _ = stopped.communicate(timeout=60)
-    assert stopped.returncode == 130, said
-    assert said.strip().endswith("stopped; the same command goes on from here")
-    assert "Traceback" not in said and "SIG" not in said
+    sources = tmp_path / "out" / "corpus" / "sources.json"
+    for sent in (signal.SIGINT, signal.SIGTERM):
+        sources.unlink(missing_ok=True)
+        stopped = _begin(config, sources)
+        os.killpg(stopped.pid, sent)
+        said, _ = stopped.communicate(timeout=60)
+        assert stopped.returncode == 128 + sent, said
+        assert said.strip().endswith("stopped; the same command goes on from here")
+        assert "Traceback" not in said and "SIG" not in said
 
     running = _begin(config, tmp_path / "out" / "corpus" / "manifest.json")
     late = pa.table({"id": ["late"], "text": ["a good film that came late"]})

@@ -73,13 +73,13 @@ def test_a_ray_address_that_is_none(monkeypatch, address, says):
 
 
 def test_an_error_of_ours_is_found_behind_rays():
-    from llambert.errors import UserError
+    from llambert.errors import UserError, ours
 
     inner = UserError("the value", "the remedy")
     outer = RuntimeError("a task failed")
     outer.__cause__ = inner
-    assert cli._known(outer) is inner
-    assert cli._known(RuntimeError("other")) is None
+    assert ours(outer) is inner
+    assert ours(RuntimeError("other")) is None
 
 
 WAITING = """
@@ -113,12 +113,13 @@ def _one_stage_at_work_and_one_that_waits() -> subprocess.Popen[str]:
     return running
 
 
-def test_ctrl_c_ends_a_command_and_its_stages_with_one_sentence(heeds_ctrl_c):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_ends_a_command_and_its_stages_with_one_sentence(heeds_ctrl_c, sent):
     running = _one_stage_at_work_and_one_that_waits()
-    os.killpg(running.pid, signal.SIGINT)  # as a terminal does, to all at once
+    os.killpg(running.pid, sent)  # as a terminal does with Ctrl-C, to all at once
     # returns when the stages too have closed their output
     done, said = running.communicate(timeout=30)
-    assert (running.returncode, done) == (130, "")
+    assert (running.returncode, done) == (128 + sent, "")
     assert said.strip() == "stopped; the same command goes on from here"
 
 

@@ -23,7 +23,6 @@ from llambert.storage import (
     arrow_filesystem,
     filesystem,
     fingerprint,
-    fingerprint_model,
     is_remote,
     join,
     list_files,
@@ -174,30 +173,6 @@ def test_text_hash_is_64_bits_of_any_string() -> None:
     hashes = {text_hash(text) for text in ("", "a", "b", "\ud800", "a" * 100_000)}
     assert len(hashes) == 5 and all(-(2**63) <= h < 2**63 for h in hashes)
     assert text_hash("a") == int.from_bytes(bytes.fromhex("40f89e395b66422f"), "big")
-
-
-def test_fingerprint_of_a_model(tmp_path: Path) -> None:
-    assert fingerprint_model("FacebookAI/roberta-large") == "FacebookAI/roberta-large"
-    touch(tmp_path / "config.json", "{}")
-    weights = touch(tmp_path / "model.safetensors", "weights")
-    before = fingerprint_model(str(tmp_path))
-    touch(tmp_path / "manifest.json")
-    touch(tmp_path / ".config.json.0123", "left by a killed writer")
-    touch(tmp_path / "README.md", "its card")
-    assert fingerprint_model(str(tmp_path)) == before
-    weights.write_text("WEIGHTS")
-    assert fingerprint_model(str(tmp_path)) != before
-
-
-def test_a_large_model_changed_anywhere_is_another(tmp_path) -> None:
-    weights = tmp_path / "model.safetensors"
-    weights.touch()
-    os.truncate(weights, 100 * 2**20)
-    before = fingerprint_model(str(tmp_path))
-    with weights.open("r+b") as file:
-        file.seek(50 * 2**20)
-        file.write(b"x" * 2**20)  # a smaller change may lie between the pieces that are hashed
-    assert fingerprint_model(str(tmp_path)) != before
 
 
 def test_list_files_of_a_folder(tmp_path: Path) -> None:
