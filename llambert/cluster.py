@@ -74,7 +74,7 @@ def connection() -> Iterator[None]:
         StageError: Ray did not start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
-    on_sigterm = signal.getsignal(signal.SIGTERM)
+    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
     for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     _check_scheme(address or "")
