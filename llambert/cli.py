@@ -12,7 +12,7 @@ import click
 
 from llambert import STAGES
 from llambert.driver import check_gates, counts_line, follow_supervisor, run_stage, run_stages
-from llambert.errors import Terminated, UserError, ours
+from llambert.errors import UserError, ours
 
 if TYPE_CHECKING:
     from llambert.nightly import Night
@@ -305,30 +305,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: the command's words; by default those of this process.
     """
-    before = signal.signal(signal.SIGTERM, _terminated)
+    interrupted = 130
+
+    def terminate(*_: object) -> None:  # as Ctrl-C; Ray would lose an exception of our own
+        nonlocal interrupted
+        interrupted = 143
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
     try:
         code = cli.main(arguments, standalone_mode=False)  # --help and --version return one
     except click.ClickException as error:
         error.show()
         code = error.exit_code
     except (KeyboardInterrupt, Exception) as error:
-        code = _told(error)
+        code = _told(error, interrupted)
     finally:
         signal.signal(signal.SIGTERM, before)
     sys.exit(code)
 
 
-def _terminated(*_: object) -> None:
-    raise Terminated
-
-
-def _told(error: BaseException) -> int:
-    """Say what ended a command; returns its exit code."""
+def _told(error: BaseException, interrupted: int) -> int:
+    """Say what ended a command; returns its exit code, `interrupted` where it was told to stop."""
     if isinstance(error, click.Abort) and error.__cause__:  # what click makes of two exceptions
         error = error.__cause__
     if isinstance(error, KeyboardInterrupt):
         click.echo("stopped; the same command goes on from here", err=True)
-        return 143 if isinstance(error, Terminated) else 130
+        return interrupted
     known = ours(error)
     if known is None:
         traceback.print_exception(error)

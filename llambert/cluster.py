@@ -74,12 +74,14 @@ def connection() -> Iterator[None]:
         StageError: Ray did not start on this machine.
     """
     address = os.environ.get("RAY_ADDRESS")
-    on_sigterm = signal.getsignal(signal.SIGTERM) or signal.SIG_DFL
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     for name, value in (_ENVIRONMENT if address else _ENVIRONMENT | _LOCAL_ENVIRONMENT).items():
         os.environ.setdefault(name, value)
     _check_scheme(address or "")
     import ray
 
+    # Ray would replace the caller's at every ray.init, of which ray.data.llm makes one more
+    ray._private.utils.set_sigterm_handler = lambda handler: None
     for name in _CHATTY:
         logging.getLogger(name).setLevel(logging.ERROR)
     try:
@@ -98,7 +100,7 @@ def connection() -> Iterator[None]:
             "Ray and Python here as there",
         ) from error
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray's own would print its core's stack
+        signal.signal(signal.SIGTERM, on_sigterm)  # that of Ray's core would print its stack
     _configure_ray_data()
     if not address:
         os.environ[_OWN] = ray.get_runtime_context().gcs_address

@@ -177,7 +177,7 @@ def check_gates(pipeline: "Pipeline", stages: Iterable[str]) -> None:
 
 
 def _stop(child: subprocess.Popen[bytes]) -> None:
-    """End a stage at once, as a kill does: at a signal Ray would print its stack."""
+    """End a stage at once, by its input: it leaves signals to this process."""
     assert child.stdin is not None
     child.stdin.close()
     try:

@@ -4,6 +4,8 @@ A `UserError` is the caller's to mend (exit code 2), a `DriftError` and a `GateE
 to look at (exit codes 3 and 4); every other failure is ours or the machine's (exit code 1).
 """
 
+_CAUSES = 20  # of an error that are looked at: one may be its own
+
 
 class LlambertError(Exception):
     """Base of the product's errors: one sentence that names the value, one that mends it."""
@@ -52,15 +54,11 @@ class GateError(LlambertError):
     exit_code = 4
 
 
-class Terminated(KeyboardInterrupt):
-    """The process was told to end by SIGTERM: for all that is under way the same as Ctrl-C."""
-
-
 def ours(error: BaseException | None) -> LlambertError | None:
     """The product's own error where one lies among the causes of `error`, which Ray may wrap."""
-    while error is not None:
+    for _ in range(_CAUSES):
         raised = getattr(error, "cause", None) or error  # Ray keeps a worker's exception in `cause`
         if isinstance(raised, LlambertError):
             return raised
-        error = raised.__cause__
+        error = getattr(raised, "__cause__", None)
     return None

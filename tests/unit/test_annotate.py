@@ -20,6 +20,7 @@ from llambert.annotate import (
 from llambert.cluster import Workers
 from llambert.engines import openai, recorded, vllm
 from llambert.engines.config import RecordedConfig
+from llambert.engines.orphans import FOLLOW
 from llambert.engines.vllm import ENDED, _processor_config, engine_settings, may_be_lost
 from llambert.errors import StageError, UserError
 from llambert.held import figures as held_figures
@@ -546,3 +547,11 @@ def test_engines_on_cpus_share_the_cores_as_threads(monkeypatch, devices, replic
     shape = {"tensor_parallel_size": devices, "replicas": (1, replicas)}
     found = _processor_config(VLLM.model_copy(update=shape), "cpu", 512, alone=False)
     assert found.runtime_env["env_vars"]["OMP_NUM_THREADS"] == threads
+
+
+def test_engines_are_told_to_end_with_their_actor(monkeypatch):
+    monkeypatch.setattr(vllm, "_kv_cache_bytes", lambda config, window, dtype: 2**20)
+    monkeypatch.setattr(vllm, "node_cpus", lambda: [8])
+    for where in ("cpu", "gpu"):
+        found = _processor_config(VLLM, where, 512, alone=False)
+        assert found.runtime_env["env_vars"][FOLLOW]

@@ -79,7 +79,11 @@ def test_an_error_of_ours_is_found_behind_rays():
     outer = RuntimeError("a task failed")
     outer.__cause__ = inner
     assert ours(outer) is inner
-    assert ours(RuntimeError("other")) is None
+    outer.__cause__, outer.cause = None, inner  # as Ray keeps a worker's
+    assert ours(outer) is inner
+    own = RuntimeError("its own cause")
+    own.__cause__ = own
+    assert ours(own) is ours(RuntimeError("other")) is None
 
 
 WAITING = """
