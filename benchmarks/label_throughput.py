@@ -70,8 +70,12 @@ def one_turn(
     paddings: dict[str, float],
     failed: list[str],
 ) -> None:
-    """Add each candidate's rate to `runs` and its padding to `paddings`, or why not to `failed`."""
-    for name, run in candidates.items():
+    """Add each candidate's rate to `runs` and its padding to `paddings`, or why not to `failed`.
+
+    In every other turn they come in the opposite order, so that of an even number of turns what
+    one candidate leaves behind disturbs both its neighbours alike.
+    """
+    for name, run in list(candidates.items())[:: -1 if turn % 2 else 1]:
         free_memory()
         rate = None
         try:
@@ -96,7 +100,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--max-length", type=int, default=512, help="tokens")
     parser.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
     parser.add_argument("--dtype", choices=["auto", "float32", "bfloat16"], default="auto")
-    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--turns", type=int, default=4)
     parser.add_argument(
         "--calibrate",
         type=int,

@@ -287,6 +287,9 @@ def _parse(
 ) -> pa.Table:
     """The answers `chosen` for the records `ids`, whatever the ids they were asked under."""
     parsed = [parse(response, task, config.parse) for response in chosen["response"].to_pylist()]
+    reasons = pa.array([each.reject_reason for each in parsed], pa.string())
+    if config.engine == "recorded":  # nobody was asked
+        reasons = pc.replace_substring(reasons, "request_failed", "not_recorded")
     shares = [_shares(candidates, task) for candidates in chosen["first_token"].to_pylist()]
     position = {label: index for index, label in enumerate(task.labels)}
     confidence = [
@@ -298,7 +301,7 @@ def _parse(
             "id": ids,
             "response": chosen["response"],
             "label": pa.array([each.label for each in parsed], pa.string()),
-            "reject_reason": pa.array([each.reject_reason for each in parsed], pa.string()),
+            "reject_reason": reasons,
             "confidence": pa.array(confidence, pa.float32()),
             "probabilities": pa.array(shares, pa.list_(pa.float32())),
             "prompt_tokens": chosen["prompt_tokens"],
@@ -334,19 +337,18 @@ def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[
             f"command asks the failed ones again; annotate.max_failed_share "
             f"({config.max_failed_share:g}) is how many may stay without an answer"
         )
-        message = f"{failed:,} of {total:,} requests failed:{told}"
         if config.engine == "recorded":
             raise UserError(
-                message,
+                f"{failed:,} of {total:,} records have no answer in annotate.recorded",
                 "annotate.recorded.id must hold the same ids as the corpus and the gold records "
                 "(gold_records: 0 where the table has none for these); "
                 f"annotate.max_failed_share ({config.max_failed_share:g}) is how many may stay "
                 "without an answer",
             )
-        raise StageError(message, remedy)
+        raise StageError(f"{failed:,} of {total:,} requests failed:{told}", remedy)
     warnings = []
     if failed and config.engine == "recorded":  # a table that has changed is another annotator
-        warnings = [f"{failed:,} records have no answer in annotate.recorded (request_failed)"]
+        warnings = [f"{failed:,} records have no answer in annotate.recorded (not_recorded)"]
     elif failed:
         warnings = [f"{failed:,} requests failed; `llambert run CONFIG --from annotate` asks again"]
     return {"failed": failed, "errors": dict(errors), "warnings": warnings}

@@ -72,14 +72,12 @@ def demo(records: int, folder: str) -> None:
 
     They are laid out in a folder together with an ordinary run file, which `llambert run` runs.
     """
-    from llambert.config import load
-    from llambert.demo.demo import lay_out, summary
+    from llambert.demo.demo import lay_out
 
     config = str(lay_out(folder, records))
     click.echo(f"{records:,} reviews, two models and a run file are in {folder}/")
     click.echo(f"$ {shlex.join(['llambert', 'run', config])}")
-    _run(config, (), None, None)
-    click.echo(summary(load(config).workdir))
+    _run(config, (), explain=True)
 
 
 @cli.command()
@@ -121,7 +119,15 @@ def run(config: str, overrides: tuple[str, ...], first: str | None, last: str | 
     _run(config, overrides, first, last)
 
 
-def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str | None) -> None:
+def _run(
+    config: str,
+    overrides: tuple[str, ...],
+    first: str | None = None,
+    last: str | None = None,
+    explain: bool = False,
+) -> None:
+    from llambert.closing import closing
+
     pipeline = _pipeline(config, overrides)
     for named in filter(None, (first, last)):
         _refuse_absent(pipeline, named)
@@ -136,7 +142,7 @@ def _run(config: str, overrides: tuple[str, ...], first: str | None, last: str |
     check_gates(pipeline, done)
     if pending:
         run_stages(pipeline, chosen[len(done) :], forced)
-    _summary(pipeline, chosen, time.monotonic() - started, anything_done=bool(pending))
+    closing(pipeline, chosen, time.monotonic() - started if pending else None, explain)
 
 
 @cli.command()
@@ -377,24 +383,3 @@ def _night_summary(night: "Night") -> None:
     figures = ", ".join(f"{name} {value:.3f}" for name, value in manifest.details["shifts"].items())
     against = manifest.details["compared_with"]
     click.echo(f"{'':<24} compared with {against}" + (f": {figures}" if figures else ""))
-
-
-def _summary(
-    pipeline: "Pipeline", chosen: tuple[str, ...], seconds: float, anything_done: bool
-) -> None:
-    """What every step took in and gave out, and where it lies."""
-    from llambert.progress import duration
-    from llambert.step import made
-
-    click.echo()
-    click.secho("All done." if anything_done else "Nothing to do: all is done.", bold=True)
-    for stage in chosen:
-        for step in pipeline.steps(stage):
-            manifest = made(step)
-            rate = manifest.details.get("records_per_s")
-            speed = f"  {rate:,.1f}/s" if rate else ""
-            click.echo(counts_line(step.title, manifest.counts, manifest.seconds) + speed)
-            click.echo(f"{'':<24} {step.folder.uri}/")
-            if stage == "corpus" and any(manifest.counts["dropped"].values()):
-                click.echo(f"{'':<24} {pipeline.workdir.quarantine.uri}/")
-    click.echo(f"in {duration(seconds)}")

@@ -101,7 +101,8 @@ def _unknown(
         if not each.done:
             return f"{title} had nothing left to do and was not measured in its last round"
         if each.device is None:
-            return f"{title} did not run on this cluster's devices, and not every price is known"
+            tokens = "have no price" if each.prompt_tokens else "were not counted"
+            return f"{title} used no device of this cluster, and its tokens {tokens}"
         if unit and each.devices is None:
             return f"how many devices {title} held was not noted"
         if unit:

@@ -51,6 +51,8 @@ def run_stages(pipeline: "Pipeline", chosen: tuple[str, ...], forced: tuple[str,
         stack.enter_context(Lease(pipeline.workdir))
         environment = {_SUPERVISED: "1"}
         if not set(pending) <= set(_LIGHT):
+            there = os.environ.get("RAY_ADDRESS")
+            click.echo(f"joining Ray at {there}" if there else "starting Ray on this machine")
             stack.enter_context(cluster.connection())
             environment["RAY_ADDRESS"] = cluster.address()
             check_resources(pipeline, pending)
@@ -261,6 +263,8 @@ def _run_steps(pipeline: "Pipeline", stage: str, todo: Sequence["Step"], supervi
 
 def counts_line(title: str, counts: dict[str, Any], seconds: float) -> str:
     """What a step took in and gave out, as one line."""
+    if title == "evaluate" and not counts["in"]:
+        return f"{title:<24} no encoder is measured: there are no gold test records"
     dropped = ", ".join(f"{reason} {n:,}" for reason, n in counts["dropped"].items() if n)
     end = f"; dropped: {dropped}" if dropped else ""
     return f"{title:<24} {counts['in']:>11,} in {counts['out']:>11,} out  {seconds:8.1f} s{end}"

@@ -79,14 +79,14 @@ def evaluate(
     metrics: dict[str, Any] = {"gold_records": gold.num_rows}
     if annotated.num_rows:
         metrics["llm"] = _llm_metrics(annotated, labels)
-    progress.begin(gold.num_rows * len(models), "labelling the gold test records")
     errors = [_ERROR.empty_table()]
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     right: dict[int, dict[str, dict[str, bool]]] = {}  # of each seed and variant, by id
     if gold.num_rows and models:
-        counter = progress.ray_counter()
         actors = {**actors, "dtype": labelling_dtype(actors.get("dtype", "auto"))}
         for model in models:
+            progress.begin(gold.num_rows, f"{model.variant}, seed {model.seed}")
+            counter = progress.ray_counter()
             predicted = _predict(gold, model.folder, counter, actors, trust_remote_code)
             name = _predictions_of(model.variant, model.seed)
             (folder / _PREDICTIONS).write_table(name, predicted)

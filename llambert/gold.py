@@ -9,13 +9,14 @@ import pyarrow as pa
 from pydantic import Field, model_validator
 
 from llambert.errors import UserError
-from llambert.records import CorpusConfig, open_corpus, read_all
+from llambert.records import CorpusConfig, Fields, open_corpus, read_all
 from llambert.schema import GOLD, QUARANTINE
 from llambert.section import Location, Section
 from llambert.storage import text_hash
 from llambert.task import TaskConfig, normalise
 
 _GOLD_ROW = pa.schema([*GOLD, *(QUARANTINE.field(name) for name in ("source", "row"))])
+_COLUMN_FIELDS = ("gold.id", "gold.text", "gold.label")
 _SPLIT_SEED = "gold test"  # hashed with the id: the split never moves with the run's other seeds
 
 
@@ -47,8 +48,10 @@ class GoldConfig(Section):
             raise ValueError("`test_share` is a share of `train`, which is not given")
         return self
 
-    def source(self, path: str) -> CorpusConfig:
-        """How to read one of the files."""
+    def source(self, which: Literal["train", "test"]) -> CorpusConfig:
+        """How to read one of the sets."""
+        path = self.train if which == "train" else self.test
+        assert path
         return CorpusConfig(path=path, format=self.format, id=self.id, text=self.text)
 
 
@@ -93,13 +96,13 @@ def load_gold(config: GoldConfig | None, task: TaskConfig) -> Gold:
     """
     none = _GOLD_ROW.empty_table()
     refused = [QUARANTINE.empty_table()]
-    train = _read(config, config.train, task, refused) if config and config.train else none
+    train = _read(config, "train", task, refused) if config and config.train else none
     if config and config.test_share:
         shares = np.array([_place(record) for record in train["id"].to_pylist()])
         held = shares < config.test_share
         train, test = train.filter(pa.array(~held)), train.filter(pa.array(held))
     else:
-        test = _read(config, config.test, task, refused) if config and config.test else none
+        test = _read(config, "test", task, refused) if config and config.test else none
     kept = without(train, test)
     if kept.num_rows < train.num_rows:
         ids = set(kept["id"].to_pylist())
@@ -131,10 +134,13 @@ def _place(record: str) -> float:
     return (text_hash(f"{_SPLIT_SEED}:{record}") + 2**63) / 2**64
 
 
-def _read(config: GoldConfig, path: str, task: TaskConfig, refused: list[pa.Table]) -> pa.Table:
-    """The records of `path` (_GOLD_ROW) whose label is one of the task's, by label or alias."""
+def _read(
+    config: GoldConfig, which: Literal["train", "test"], task: TaskConfig, refused: list[pa.Table]
+) -> pa.Table:
+    """The records of a set (_GOLD_ROW) whose label is one of the task's, by label or alias."""
     names = {normalise(s): label for label, more in task.labels.items() for s in [label, *more]}
-    good, bad = read_all(open_corpus(config.source(path), extra=[config.label]))
+    source, fields = config.source(which), Fields(f"gold.{which}", *_COLUMN_FIELDS)
+    good, bad = read_all(open_corpus(source, extra=[config.label], fields=fields))
     refused.append(bad.select(QUARANTINE.names).cast(QUARANTINE))
     said = good[config.label].to_pylist()
     labels = pa.array([names.get(normalise(value or "")) for value in said], pa.string())

@@ -12,6 +12,7 @@ Mode = Literal["answer", "mention", "exact", "json"]
 
 REJECTS = {
     "request_failed": "the request brought no response",
+    "not_recorded": "the table of recorded answers has none for the record",
     "empty": "the response has no letter or digit",
     "several_labels": "the response names more than one label",
     "extra_text": "the response names one label among other words",

@@ -29,6 +29,7 @@ from llambert.workdir import PLAN
 _SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
 _CLOCK = ((1.0, " h"), (1 / 60, " min"), (1 / 3600, " s"))  # of hours
 _DEVICES = {"gpu": "a GPU", "cpu": "a cluster without GPUs"}
+_UNTOLD = ("corpus", "sample")  # they hold no device, and their records are those of others
 _MARGIN_TOKENS = 0.1  # of the tokens that an engine counted on some hundred records
 
 
@@ -229,14 +230,14 @@ def _unknown(config: RunConfig, rates: Mapping[str, Rate], measured: bool) -> li
     missing = [kind for kind in _needed(config) if kind not in rates]
     if missing and measured:
         notes.append(
-            f"The rates of {', '.join(missing)} could not be measured, for too little was left to "
-            "do: plan.rates would tell them, with their sources."
+            f"The speed of {', '.join(missing)} could not be measured, for too little was left to "
+            "do: set plan.rates, with their sources."
         )
     elif missing:
         notes.append(
-            f"The rates of {', '.join(missing)} are not known: --calibrate measures them in some "
-            "minutes on the run's own devices, and the run uses the LLM's answers to it; or give "
-            "plan.rates, with their sources."
+            f"The speed of {', '.join(missing)} is not known, hence the question marks. "
+            "--calibrate measures it in some minutes on the run's own devices, and the run uses "
+            "the answers that the LLM gives meanwhile; or set plan.rates, with their sources."
         )
     wanted = {"encoder_device_hour": prices.encoder_device_hour}
     if config.annotate.engine == "openai":
@@ -246,16 +247,15 @@ def _unknown(config: RunConfig, rates: Mapping[str, Rate], measured: bool) -> li
         wanted["llm_device_hour"] = prices.llm_device_hour
     if config.annotate.engine == "recorded":
         notes.append(
-            "The answers are recorded: what the LLM took for them is not among LlamBERT's figures."
+            "The answers are recorded; what the LLM took for them is in none of LlamBERT's figures."
         )
     if config.annotate.engine == "recorded" and "annotate" not in rates:
         del wanted["llm_device_hour"]
         notes.append(
-            "What the LLM would take for everything plan.rates.annotate would tell, in "
-            "records_per_s."
+            "What the LLM alone would take is not known: set plan.rates.annotate.records_per_s."
         )
     if absent := [name for name, price in wanted.items() if price is None]:
-        notes.append(f"Some cost is not told: plan.prices has no {', '.join(absent)}.")
+        notes.append(f"The cost is not whole: plan.prices has no {', '.join(absent)}.")
     return notes
 
 
@@ -264,11 +264,11 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
     config = pipeline.config
     how = "all records were read" if seen.whole else f"{seen.read:,} records were read"
     notes = [
-        f"Records: {how}; tokens were counted of {seen.sample.num_rows:,} of them. Ranges hold "
-        "95 % of what such samples tell, and the margin of each rate.",
+        f"For this {how}, and the tokens of {seen.sample.num_rows:,} of them counted. A range is "
+        "the 95 % interval of such a sample, made wider by the margins of the rates.",
         "A device is a GPU; a cluster without GPUs is one device. A stage holds as many as it may "
-        "have, from its start to its end. corpus, sample and report hold none and are not timed.",
-        "Every answer is taken to be a label, every record to have an id of its own.",
+        "have, from its start to its end. corpus, sample and report hold none: they are not timed.",
+        "It is assumed that every answer of the LLM gives a label and that no id comes twice.",
     ]
     known = rates.get("annotate")
     if config.annotate.engine == "openai" and not (known and known.prompt_tokens):
@@ -307,6 +307,8 @@ def show(plan: Mapping[str, Any], where: str) -> None:
     for title, way in (("LlamBERT", "llambert"), ("LLM alone", "llm_on_everything")):
         table.add_row(f"[bold]{title}[/bold]")
         for name, stage in plan[way]["stages"].items():
+            if name in _UNTOLD:
+                continue
             busy = stage["device"] != "none"
             table.add_row(f"  {name}", *(_cell(stage[key], key, busy) for key in FIGURES))
         total = plan[way]["total"]
@@ -327,7 +329,7 @@ def show(plan: Mapping[str, Any], where: str) -> None:
 def _cell(value: Mapping[str, float] | None, key: str, busy: bool) -> str:
     """The expected figure, and under it the range it may have."""
     if value is None:
-        return "?" if busy else "-"
+        return "?" if busy else ""
     low, expected, high = (value[end] for end in ("low", "expected", "high"))
     if low == high and key != "hours":
         return f"{expected:,.0f}" if expected == int(expected) else digits(expected)

@@ -18,6 +18,7 @@ log = logging.getLogger(__name__)
 
 _LIVE_S = 0.5  # seconds between two looks at the counter
 _LOG_S = 5.0  # seconds between two plain lines in a log
+_NOTE = 6  # characters of a note that is cut, at least: fewer say nothing
 
 Answer = TypeVar("Answer")
 
@@ -194,11 +195,14 @@ class Progress:
             log.warning("how fast %s was is not known: its counter is lost (%s)", self.stage, error)
             return None
 
-    def line(self) -> str:
+    def line(self, width: int | None = None) -> str:
         """The progress as one line of text.
 
         The rate is that since records were first seen, without those: a start, and what a
         resumed worker reports at once, are not speed.
+
+        Args:
+            width: the most characters, for which the note is cut.
         """
         remote = self._remote  # another thread may begin anew
         counted = self._done + (remote.read()[0] if remote else 0)
@@ -206,13 +210,14 @@ class Progress:
         now = time.monotonic()
         if counted and self._first is None:
             self._first = (counted, now)
-        parts = [f"{self.stage:<9}", self.note]
+        note = self.note
+        parts = [f"{self.stage:<9}", note]
         if self.total:
             parts.append(f"{done:,}/{self.total:,} {self.unit} ({done / self.total:.0%})")
         elif done:
             parts.append(f"{done:,} {self.unit}")
         if remote and not counted:
-            parts.append("nothing back yet")
+            parts.append("nothing back yet: workers load first")
         seen, since = self._first or (counted, now)
         if counted > seen and now - since > 1:
             rate = (counted - seen) / (now - since)
@@ -220,7 +225,10 @@ class Progress:
             if self.total and done < self.total:
                 parts.append(f"{duration((self.total - done) / rate)} left")
         parts.append(f"[{duration(self.seconds)}]")
-        return "  ".join(part for part in parts if part)
+        over = len("  ".join(filter(None, parts))) - (width or math.inf)
+        if over > 0:
+            parts[1] = f"{note[: -int(over) - 1]}…" if over + _NOTE < len(note) else ""
+        return "  ".join(filter(None, parts))
 
     def _count(self, finished: Mapping[str, Any] | None = None) -> None:
         """Bring the metrics up to date; `finished` are the counts of a step that has ended."""
@@ -242,7 +250,8 @@ class Progress:
             counted = 0.0
             with Live(console=self._console, auto_refresh=False, transient=True) as live:
                 while not self._stop.wait(_LIVE_S):
-                    live.update(Text(self._safe_line()), refresh=True)
+                    line = self._safe_line(self._console.width)
+                    live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
                     if self.seconds - counted > _LOG_S:
                         self._count()
                         counted = self.seconds
@@ -255,10 +264,10 @@ class Progress:
                 print(line, file=sys.stderr, flush=True)
             shown = line
 
-    def _safe_line(self) -> str:
+    def _safe_line(self, width: int | None = None) -> str:
         """A line must never end a run: the counter's actor goes away with the cluster."""
         try:
-            return self.line()
+            return self.line(width)
         except Exception as error:
             return f"{self.stage}  {self.note}  (no count: {type(error).__name__})"
 
@@ -270,6 +279,25 @@ def digits(value: float) -> str:
     places = 2 - math.floor(math.log10(abs(value)))
     whole = f"{value:,.{places}f}"
     return whole.rstrip("0").rstrip(".") if "." in whole else whole
+
+
+def amount(figure: float, unit: str) -> str:
+    """Seconds on the clock, GPU-seconds or money, as a person reads them."""
+    if unit == "seconds":
+        return duration(figure)
+    if unit != "GPU-seconds":
+        return f"{figure:,.2f} {unit}" if figure >= 0.1 else f"{digits(figure)} {unit}"
+    return f"{figure / 3600:,.2f} GPU-hours" if figure >= 360 else f"{figure:,.0f} GPU-seconds"
+
+
+def share(part: float) -> str:
+    """A share in per cent, of a small one a digit more."""
+    return f"{100 * part:,.{0 if part >= 0.1 else 1}f} %"
+
+
+def roughly(count: float) -> str:
+    """A count to two digits: more an extrapolation does not have."""
+    return f"{int(float(f'{count:.2g}')):,}"
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,7 @@ import itertools
 import os
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -58,6 +58,18 @@ class CorpusConfig(Section):
         return [self.path] if isinstance(self.path, str) else self.path
 
 
+class Fields(NamedTuple):
+    """What a run file calls the fields that say how a table is read; for messages."""
+
+    path: str
+    id: str
+    text: str
+    extra: str = ""
+
+
+_CORPUS = Fields("corpus.path", "corpus.id", "corpus.text")
+
+
 @dataclass(frozen=True)
 class Source:
     """One file of a corpus."""
@@ -97,13 +109,28 @@ class Corpus:
         return replace(self, sources=())
 
 
-def list_sources(config: CorpusConfig, without: Collection[str] = ()) -> list[Source]:
+def named_files(paths: Iterable[str], field: str) -> list[dict[str, Any]]:
+    """`storage.list_files` of what `field` of the run file names.
+
+    Raises:
+        NoFilesError: a path that does not exist or holds no file.
+        UserError: one that may not be read.
+    """
+    try:
+        return list_files(paths)
+    except UserError as error:
+        raise type(error)(f"{field}: {error.message}", error.remedy) from error
+
+
+def list_sources(
+    config: CorpusConfig, without: Collection[str] = (), fields: Fields = _CORPUS
+) -> list[Source]:
     """The files of a corpus, sorted by uri; those of its paths `without` are left out.
 
     Raises:
         UserError: a path that does not exist or holds no file.
     """
-    found = list_files(path for path in config.paths if path not in without)
+    found = named_files((path for path in config.paths if path not in without), fields.path)
     base = common_folder(config.paths, {entry["uri"] for entry in found})
     return [Source(**entry, name=entry["uri"].removeprefix(base)) for entry in found]
 
@@ -133,6 +160,7 @@ def open_corpus(
     extra: Iterable[str] = (),
     without: Collection[str] = (),
     ids: str | None = None,
+    fields: Fields = _CORPUS,
 ) -> Corpus:
     """Find the files and look at the head of one that can be read.
 
@@ -142,28 +170,30 @@ def open_corpus(
         without: Those of its paths that are left out.
         ids: The type of the ids, 'int64' or 'string', where the corpus was read before: then no
             file is looked at, and one that cannot be used is refused when it is read.
+        fields: What the run file calls the fields of `config`.
 
     Raises:
         UserError: no such path, no file, formats mixed or unknown, no readable file, a column
             that does not exist or cannot be used.
     """
-    sources = list_sources(config, without)
-    format = config.format or _format_of(sources)
+    sources = list_sources(config, without, fields)
+    format = config.format or _format_of(sources, fields)
     if format == "text" and config.id:
         raise UserError(
-            f"a text file has no column {config.id!r} for ids", "leave `id` out: ids are made"
+            f"a text file has no column {config.id!r} for ids",
+            f"leave {fields.id} out: ids are made",
         )
     if ids is not None:
         return Corpus(config, format, tuple(sources), pa.type_for_alias(ids), tuple(extra))
-    source, schema = _first_readable(sources, format, config.id)
-    wanted = [config.text if format != "text" else formats.TEXT_COLUMN, *extra]
-    wanted += [config.id] if config.id else []
+    source, schema = _first_readable(sources, format, config.id, fields)
+    wanted = {config.text if format != "text" else formats.TEXT_COLUMN: fields.text}
+    wanted |= dict.fromkeys(extra, fields.extra)
+    wanted |= {config.id: fields.id} if config.id else {}
     missing = [name for name in wanted if name not in schema.names]
     if missing:
         raise UserError(
             f"{source.uri!r} has no column {missing[0]!r}",
-            f"its columns are: {', '.join(schema.names)}; `id`, `text`, of gold `label` and of "
-            "answers `response` say which to read",
+            f"its columns are: {', '.join(schema.names)}; name one in {wanted[missing[0]]}",
         )
     if twice := [name for name in wanted if schema.names.count(name) > 1]:
         raise UserError(
@@ -171,12 +201,12 @@ def open_corpus(
             "rename or leave out all but one: which is meant cannot be told",
         )
     if format == "parquet":
-        _check_types(config, source, schema)
+        _check_types(config, source, schema, fields)
     id_type = _id_type(schema.field(config.id).type) if config.id else pa.string()
     return Corpus(config, format, tuple(sources), id_type, tuple(extra))
 
 
-def _format_of(sources: list[Source]) -> str:
+def _format_of(sources: list[Source], fields: Fields) -> str:
     """The one format that the names of all files tell."""
     told: dict[str, str] = {}  # format -> first file
     for source in sources:
@@ -186,16 +216,19 @@ def _format_of(sources: list[Source]) -> str:
         if extension not in formats.EXTENSIONS:
             raise UserError(
                 f"the name of {source.uri!r} does not tell its format",
-                f"set `format`, or name files that end in {', '.join(formats.EXTENSIONS)}",
+                f"set `format`, or have {fields.path} name files that end in "
+                f"{', '.join(formats.EXTENSIONS)}",
             )
         told.setdefault(formats.EXTENSIONS[extension], source.uri)
     if len(told) > 1:
         seen = ", ".join(f"{format} ({uri})" for format, uri in told.items())
-        raise UserError(f"the corpus mixes formats: {seen}", "give a path or glob of one format")
+        raise UserError(f"{fields.path} mixes formats: {seen}", "give a path or glob of one format")
     return next(iter(told))
 
 
-def _first_readable(sources: list[Source], format: str, id: str | None) -> tuple[Source, pa.Schema]:
+def _first_readable(
+    sources: list[Source], format: str, id: str | None, fields: Fields
+) -> tuple[Source, pa.Schema]:
     """The first file that tells the columns and, where another does, the type of the ids."""
     problems: list[str] = []
     untyped: list[tuple[Source, pa.Schema]] = []  # each id is null: pandas writes no type then
@@ -217,25 +250,25 @@ def _first_readable(sources: list[Source], format: str, id: str | None) -> tuple
     if untyped:
         return untyped[0]
     raise UserError(
-        f"none of {len(problems)} files can be read as {format}; {problems[0]}",
+        f"{fields.path}: none of {len(problems)} files can be read as {format}; {problems[0]}",
         "check the path and the format",
     )
 
 
-def _check_types(config: CorpusConfig, source: Source, schema: pa.Schema) -> None:
+def _check_types(config: CorpusConfig, source: Source, schema: pa.Schema, fields: Fields) -> None:
     """Parquet knows its types: a column that can give no text or id at all is the user's slip."""
     text = schema.field(config.text).type
     if not is_text(text):
         strings = [field.name for field in schema if is_text(field.type)]
         raise UserError(
-            f"the text column {config.text!r} of {source.uri!r} is of type {text}, not string",
-            f"columns of strings are: {', '.join(strings) or 'none'}",
+            f"the column {config.text!r} of {source.uri!r} is of type {text}, not string",
+            f"name one of strings in {fields.text}: {', '.join(strings) or 'there is none'}",
         )
     id_type = schema.field(config.id).type if config.id else pa.string()
     if not (is_scalar(id_type) or pa.types.is_null(id_type)):
         raise UserError(
             f"the id column {config.id!r} of {source.uri!r} is of type {id_type}, which is no id",
-            "name a column of integers or strings, or leave `id` out: ids are made",
+            f"name a column of integers or strings in {fields.id}",
         )
 
 

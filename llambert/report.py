@@ -191,7 +191,7 @@ def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:
     counted = {
         _DROPPED.get(manifest.stage): manifest.counts["dropped"],
         "gold record refused": details.get("gold_refused", {}),
-        "request failed": details.get("errors", {}),
+        "no answer": details.get("errors", {}),
     }
     notes: list[dict[str, Any]] = [
         {"step": title, "kind": "warning", "note": text} for text in details.get("warnings", [])

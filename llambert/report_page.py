@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from llambert.progress import digits, duration
+from llambert.progress import amount, digits, duration, roughly, share
 from llambert.report_plots import WHO, figures, title
 
 # A figure of a step's work: its heading, and the names that stages give it in their details.
@@ -24,7 +24,7 @@ WORK = {
     "device_seconds": ("device-seconds", ["device_seconds"]),
     "device": ("device", ["device"]),
 }
-_SIGNIFICANT = 0.05
+SIGNIFICANT = 0.05  # the p below which two are told apart
 
 
 def page(value: Mapping[str, Any]) -> str:
@@ -39,7 +39,9 @@ def page(value: Mapping[str, Any]) -> str:
         "interval": _interval,
         "digits": digits,
         "duration": duration,
-        "amount": _amount,
+        "amount": amount,
+        "share": share,
+        "roughly": roughly,
         "p_value": lambda p: "< 0.001" if p < 0.001 else f"{p:.3f}",
         "figure": _figure,
         "title": title,
@@ -57,7 +59,7 @@ def page(value: Mapping[str, Any]) -> str:
         run_file=yaml.safe_dump(
             value["settings"]["config"], sort_keys=False, allow_unicode=True, width=100
         ),
-        significant=_SIGNIFICANT,
+        significant=SIGNIFICANT,
     )
 
 
@@ -81,15 +83,6 @@ def _percent(share: float, digits: int = 1) -> str:
 def _interval(bounds: Sequence[float], digits: int = 1) -> str:
     low, high = (f"{100 * bound:.{digits}f}" for bound in bounds)
     return f"{low}\u2013{high} %"
-
-
-def _amount(amount: float, unit: str) -> str:
-    """Seconds on the clock, GPU-seconds or money, as a person reads them."""
-    if unit == "seconds":
-        return duration(amount)
-    if unit != "GPU-seconds":
-        return f"{amount:,.2f} {unit}" if amount >= 0.1 else f"{digits(amount)} {unit}"
-    return f"{amount / 3600:,.2f} GPU-hours" if amount >= 360 else f"{amount:,.0f} GPU-seconds"
 
 
 def _figure(figure: Any) -> str:

@@ -71,8 +71,7 @@ class TaskConfig(Section):
     def _has_placeholder(cls, prompt: str) -> str:
         if PLACEHOLDER not in prompt:
             raise ValueError(
-                f"the prompt {prompt[:60]!r} has no {PLACEHOLDER}; write {PLACEHOLDER} where the "
-                "record's text belongs"
+                f"the prompt has no {PLACEHOLDER}: write that where the record's text belongs"
             )
         return prompt
 

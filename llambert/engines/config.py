@@ -11,9 +11,9 @@ from llambert.cluster import Workers, kind_of_gpu
 from llambert.errors import UserError
 from llambert.models import check_model, fingerprint_model
 from llambert.parse import Mode
-from llambert.records import Corpus, CorpusConfig, open_corpus
+from llambert.records import Corpus, CorpusConfig, Fields, named_files, open_corpus
 from llambert.section import SECRET, Location, Section, model_place
-from llambert.storage import fingerprint, list_files, public
+from llambert.storage import fingerprint, public
 from llambert.task import TaskConfig, shown_examples
 
 # Arguments of the engine that change its speed or memory but not what it is asked or answers.
@@ -156,7 +156,9 @@ class RecordedConfig(Section):
         """
         key = None if self.text else self.id  # by text, rows of one id may be two records'
         source = CorpusConfig(path=self.path, format=self.format, id=key, text=self.response)
-        return open_corpus(source, extra=[self.text] if self.text else [])
+        names = (f"annotate.recorded.{name}" for name in ("path", "id", "response", "text"))
+        extra = [self.text] if self.text else []
+        return open_corpus(source, extra=extra, fields=Fields(*names))
 
 
 class AnnotateConfig(Section):
@@ -334,7 +336,7 @@ def annotator_id(config: AnnotateConfig, task: TaskConfig) -> str:
     }
     if config.engine == "recorded":
         assert config.recorded is not None
-        files = list_files([config.recorded.path])
+        files = named_files([config.recorded.path], "annotate.recorded.path")
         return fingerprint({"recorded": config.recorded.model_dump(), "files": files})
     fields = {"max_tokens", "temperature", "top_p", "top_k", "seed", "chat_template_kwargs"}
     asked |= {"sampling": config.model_dump(include=fields), "constraint": constraint(config, task)}

@@ -27,13 +27,14 @@ def demo(tmp_path_factory) -> tuple[Path, str]:
     run_file.write_text(text.replace("[baseline, llambert, combined]", "[llambert]"))
     done = subprocess.run([*COMMAND, str(folder)], capture_output=True, text=True, timeout=850)
     assert done.returncode == 0, done.stderr
-    assert "nothing back yet" in done.stderr  # while vLLM starts
+    assert "nothing back yet: workers load first" in done.stderr  # while vLLM starts
     assert ".cc:" not in done.stderr  # Ray's core says nothing of what Ray Data does
     return folder, done.stdout
 
 
 def test_its_figures_are_those_of_the_run(demo, tmp_path):
     folder, said = demo
+    assert "starting Ray on this machine" in said and "cheaper by the LLM alone" in said
     report = json.loads((folder / "report" / "report.json").read_text())
     evaluation = report["evaluation"]
     for key in ("llm", "llambert"):

@@ -255,9 +255,9 @@ def test_recorded_answers_take_the_same_path(tmp_path, s3, place):
     assert outcome.counts == {
         "in": 5,
         "out": 1,
-        "dropped": {"request_failed": 2, "empty": 1, "no_label": 1},
+        "dropped": {"not_recorded": 2, "empty": 1, "no_label": 1},
     }
     assert outcome.details["errors"] == {"no recorded response": 2}
     assert outcome.details["warnings"] == [
-        "2 records have no answer in annotate.recorded (request_failed)"
+        "2 records have no answer in annotate.recorded (not_recorded)"
     ]

@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import fsspec
@@ -48,9 +48,9 @@ def _cluster(folder: Path) -> Iterator[str]:
             time.sleep(0.5)
         yield address
     finally:
-        if head.poll() is None:
-            os.killpg(head.pid, signal.SIGTERM)
-            head.wait(timeout=60)
+        with suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)  # on SIGTERM it takes half a minute
+        head.wait(timeout=60)
 
 
 def _environment() -> dict[str, str]:
@@ -72,8 +72,8 @@ def _answers(address: str) -> bool:
     return True
 
 
-def _submit(address: str, folder: Path, job: str) -> None:
-    """Run `jobs/JOB.py` to its end; submits until the cluster takes it, for a minute.
+def _submit(address: str, folder: Path, job: str) -> str:
+    """Run `jobs/JOB.py` to its end; what it said. Submits until it is taken, for a minute.
 
     For the agent, which starts jobs, comes up after the server that takes them.
     """
@@ -90,6 +90,7 @@ def _submit(address: str, folder: Path, job: str) -> None:
         time.sleep(2)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-5000:]
     assert "succeeded" in done.stdout + done.stderr
+    return done.stdout
 
 
 def _is_known(address: str, job: str) -> bool:
@@ -159,7 +160,9 @@ def test_every_job_submitted_in_turn_from_s3_to_s3(s3, tmp_path):
         assert _finished(uri) == {"corpus", "sample", "annotations"}
         _submit(address, tmp_path, "train")
         assert _finished(uri) == {"corpus", "sample", "annotations", "models", "evaluation"}
-        _submit(address, tmp_path, "label")
+        said = _submit(address, tmp_path, "label")
+        assert "evaluate                 no encoder is measured" in said and " 0 in" not in said
+        assert "for there are no gold test records" in said
         _submit(address, tmp_path, "label_nightly")
     fs = fsspec.filesystem("s3")
     fs.invalidate_cache()

@@ -128,7 +128,10 @@ def test_what_was_refused_is_in_quarantine_with_its_reason(done):
 
 def test_the_closing_summary_adds_up_and_says_where_all_lies(done):
     folder, finished = done
-    lines = finished.stdout.partition("All done.")[2].splitlines()
+    started, _, ended = finished.stdout.partition("All done.")
+    assert started.startswith("joining Ray at ")
+    table, _, came_to = ended.partition("How good")
+    lines = table.splitlines()
     counted = [line for line in lines if " in " in line and " out" in line]
     places = [Path(line.strip()) for line in lines if line.strip().endswith("/")]
     places.remove(folder / "out" / "quarantine")
@@ -143,6 +146,10 @@ def test_the_closing_summary_adds_up_and_says_where_all_lies(done):
         assert not rate or line.endswith(f"  {rate:,.1f}/s")
     labelled = json.loads((places[5] / "manifest.json").read_text())
     assert labelled["stage"] == "label" and labelled["details"]["records_per_s"] > 0
+    report = json.loads((folder / "out" / "report" / "report.json").read_text())
+    for who in ("llm", "llambert"):
+        assert f" {report['evaluation'][who]['accuracy']:.1%} " in came_to
+    assert f"{places[5]}/\n" in came_to and came_to.endswith("/out/report/index.html\n")
     told = (folder / "out" / "config.yaml").read_text()
     assert f"# ray {labelled['versions']['ray']}\n" in told and "\n# commit " in told
 
@@ -337,10 +344,16 @@ def test_a_stage_before_its_turn_says_what_is_missing(tmp_path):
 
 WRONG = {
     "unknown field": ({"sample.sizes": "10"}, ["sample.sizes", "did you mean"]),
-    "missing column": ({"corpus.text": "review"}, ["review", "text"]),
+    "missing column": (
+        {"corpus.text": "review"},
+        ["'review'", "id, text; name one in corpus.text"],
+    ),
     "label twice": ({"task.labels": "{good: [], Good: []}"}, ["names two labels"]),
     "prompt without {text}": ({"task.prompt": "Good?"}, ["task.prompt", "{text}"]),
-    "no such path": ({"corpus.path": "/nowhere/at/all"}, ["/nowhere/at/all"]),
+    "no such path": (
+        {"corpus.path": "/nowhere/at/all"},
+        ["corpus.path: no such path", "'/nowhere/at/all'"],
+    ),
     "no such model": ({"train.model": "./nowhere"}, ["train.model", "nowhere"]),
     "unwritable workdir": ({"workdir": "/proc/llambert"}, ["/proc/llambert", "workdir"]),
     "zero sample": ({"sample.size": "0"}, ["sample.size", "greater than 0"]),

@@ -238,6 +238,10 @@ def test_a_peer_that_fails_in_a_turn_costs_no_other_figure():
     assert runs == {"ours": [3.0], "vllm": [None], "pipeline": [2.0]}
     assert paddings == {"ours": 0.0, "pipeline": 0.1}
     assert failed == ["turn 1: vllm: TimeoutError: 900 seconds"]
+    assert list(paddings) == ["ours", "pipeline"]
+    backwards: dict[str, float] = {}
+    one_turn(1, runnable, WORK, {name: [] for name in runs}, backwards, [])
+    assert list(backwards) == ["pipeline", "ours"]  # what one leaves behind is on both sides
     with pytest.raises(TimeoutError):  # without ours there is nothing to compare
         one_turn(1, {"ours": fails}, WORK, runs, paddings, failed)
 

@@ -136,7 +136,10 @@ def test_a_round_that_asked_nothing_goes_by_the_last_that_did():
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"annotate": manifest("annotate", 9, 1, asked=9)}, "annotate did not run"),
+        (
+            {"annotate": manifest("annotate", 9, 1, asked=9)},
+            "its tokens were not counted",
+        ),
         ({"annotate": manifest("annotate", 9, 1, asked=9, device="gpu")}, "the same kind"),
         ({"annotate": manifest("annotate", 9, 1, asked=0)}, "not measured in its last round"),
     ],
@@ -158,7 +161,7 @@ def test_an_endpoint_elsewhere_has_no_devices_here():
         **{"train llambert seed 1": manifest("train", 100, 200, training_seconds=180, **gpu)},
     )
     told = cost(made, NO_PRICES)
-    assert told["unknown"].startswith("annotate did not run on this cluster's devices")
+    assert "annotate used no device of this cluster, and its tokens have no" in told["unknown"]
     assert [step["amount"] for step in told["steps"].values()] == [None, 400, 2]
     llm_only = {"records": 1000, "amount": None, "prompt_tokens": 20_000}
     assert told["amount"] is None and told["llm_only"] == llm_only

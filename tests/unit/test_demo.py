@@ -13,7 +13,7 @@ import pytest
 
 from llambert.config import load
 from llambert.demo import reviews
-from llambert.demo.demo import MODELS, lay_out, summary
+from llambert.demo.demo import MODELS, lay_out
 from llambert.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -72,48 +72,6 @@ def test_a_place_that_cannot_be_written(tmp_path, monkeypatch, place):
         lay_out(place, 300)
     assert "--dir" in caught.value.remedy
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
-
-
-def write_report(folder: Path, rate: float | None, llm: dict) -> str:
-    counts = {"in": 10, "out": 8, "dropped": {"empty_text": 2}}
-    step = {"counts": counts, "folder": "here/labels/a"}
-    report = {
-        "corpus": step,
-        "sample": step,
-        "annotate": step | ({"records_per_s": rate} if rate else {}),
-        "train llambert seed 1": step,
-        "label": step | {"records_per_s": 500.0},
-        "labelled_by": {"variant": "llambert", "seed": 1},
-        "evaluation": {
-            "gold_records": 4,
-            "llm": llm,
-            "llambert": {"accuracy": 0.75, "accuracy_interval": [0.3, 0.95]},
-        },
-    }
-    (folder / "report").mkdir(exist_ok=True)
-    (folder / "report" / "report.json").write_text(json.dumps(report))
-    return summary(str(folder))
-
-
-def test_the_summary_has_every_figure_of_the_report(tmp_path):
-    met = {"accuracy": 0.5, "accuracy_interval": [0.15, 0.85], "records": 3}
-    said = " ".join(write_report(tmp_path, 2.0, met).split())
-    for words in (
-        "10 records read, 2 (empty_text 2) into quarantine",
-        "encoder `llambert` on 8 records",
-        "8 labels by encoder `llambert`, one for each",
-        "the LLM 50.0% 15.0% to 85.0% of 3",
-        "encoder `llambert`, of the LLM's labels 75.0% 30.0% to 95.0% of 4",
-        "the LLM 2.0 1388 h 53 min",
-        "the encoder 500.0 5 h 33 min",
-        "here/labels/a/",
-    ):
-        assert words in said
-
-
-def test_the_summary_does_without_what_was_not_measured(tmp_path):
-    said = write_report(tmp_path, None, {"records": 0, "rejected": 3})
-    assert "too few records" in said and "the LLM  " not in said.split("How fast")[0]
 
 
 @pytest.mark.parametrize(("model", "most"), [("mini-llama", 8e6), ("mini-roberta", 12e6)])

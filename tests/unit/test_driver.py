@@ -73,7 +73,7 @@ def test_a_stage_that_is_done_is_checked_where_it_is_to_be_done_again(config, ca
 
 def test_the_closing_summary_has_counts_rates_and_places(config, capfd, tmp_path):
     code, said, _ = told(capfd, "run", config, "--until", "annotate")
-    _, head, *lines, _ = said.splitlines()
+    _, head, *lines = said.splitlines()
     assert (code, head) == (0, "Nothing to do: all is done.")
     lines.remove(f"{'':<24} {tmp_path}/out/quarantine/")
     for counts, line in zip(COUNTS.values(), lines[::2], strict=True):

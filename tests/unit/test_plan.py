@@ -204,4 +204,4 @@ def test_a_figure_is_shown_with_its_range_in_one_unit(ends, key, shown):
 
 
 def test_what_is_not_known_and_what_is_not_there():
-    assert (_cell(None, "cost", busy=True), _cell(None, "cost", busy=False)) == ("?", "-")
+    assert (_cell(None, "cost", busy=True), _cell(None, "cost", busy=False)) == ("?", "")

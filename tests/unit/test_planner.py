@@ -8,7 +8,7 @@ import pytest
 from llambert.config import RunConfig
 from llambert.pipeline import Pipeline
 from llambert.plan import compare
-from llambert.planner import make_plan
+from llambert.planner import make_plan, show
 from llambert.progress import Progress
 from llambert.step import made, run_step
 from llambert.storage import Outcome
@@ -110,7 +110,7 @@ def test_a_run_is_held_against_the_plan_made_before_it(config):
     assert pipeline.workdir.plan_before(other.planned_for) is None
 
 
-def test_recorded_answers_are_said_not_to_count(config, tmp_path):
+def test_recorded_answers_are_said_not_to_count(config, tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text('{"id": "a", "response": "good"}\n')
     recorded = {"path": str(tmp_path / "answers.jsonl"), "id": "id", "response": "response"}
     values = config.model_dump() | {"annotate": {"engine": "recorded", "recorded": recorded}}
@@ -118,6 +118,10 @@ def test_recorded_answers_are_said_not_to_count(config, tmp_path):
     plan = make_plan(Pipeline(run))
     assert plan["llm_on_everything"]["total"]["hours"]["expected"] == pytest.approx(100 / 3600)
     assert any("The answers are recorded" in note for note in plan["notes"])
+    show(plan, "plan.json")
+    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    shown = [row for row in rows if row in plan["llambert"]["stages"]]
+    assert shown == ["annotate", "train", "evaluate", "label", "cascade", "annotate"]
 
 
 def test_the_time_of_one_gpu_is_said_to_be_that_where_the_run_may_take_more(config):

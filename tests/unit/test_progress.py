@@ -61,6 +61,21 @@ def test_a_line_says_how_far_how_fast_and_how_long(clock):
     assert progress.line().endswith("2,000/2,000 records (100%)  80.0/s  [50 s]")
 
 
+def test_where_a_line_is_too_long_its_note_is_cut(clock):
+    progress = Progress("label", quiet=True)
+    progress.begin(25_000, "labelling with all that there is")
+    progress.advance(1)
+    progress.line()
+    clock(100)
+    progress.advance(2500)
+    rest = "2,501/25,000 records (10%)  25.0/s  14 min 59 s left  [1 min 40 s]"
+    assert progress.line(200) == progress.line()
+    assert progress.line() == f"label      labelling with all that there is  {rest}"
+    assert progress.line(100) == f"label      labelling with all t…  {rest}"
+    assert len(progress.line(100)) == 100
+    assert progress.line(80) == f"label      {rest}"
+
+
 def test_what_an_earlier_run_did_is_done_and_no_speed(clock):
     progress = Progress("label", quiet=True)
     progress.begin(1000, "labelling", done=900)
@@ -127,10 +142,10 @@ def test_a_log_gets_whole_plain_lines(capfd, monkeypatch):
     line = Progress.line
     lines = iter(range(100_000))
 
-    def noted(self):
+    def noted(self, width):
         if next(lines) >= 2:  # the lines before have been written
             written.set()
-        return line(self)
+        return line(self, width)
 
     monkeypatch.setattr(Progress, "line", noted)
     with Progress("corpus") as progress:

@@ -176,10 +176,10 @@ def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
         ("annotate", "rejected", 2),
         ("annotate", "rejected", 1),
         ("annotate", "gold record refused", 2),
-        ("annotate", "request failed", 1),
+        ("annotate", "no answer", 1),
         ("annotate", "cut", 4),
     ]
-    assert ["annotate", "request failed", "TimeoutError", "1"] in page.rows
+    assert ["annotate", "no answer", "TimeoutError", "1"] in page.rows
 
 
 def test_every_stages_reasons_have_a_meaning(tmp_path):
@@ -293,7 +293,7 @@ def test_only_what_was_measured_is_shown(tmp_path):
     assert value["answer"]["accuracy"] is value["cost"]["share"] is None
     assert "svg" not in page.tags
     assert "there was no gold to measure against" in page.words
-    assert "annotate did not run on this cluster's devices" in page.words
+    assert "annotate used no device of this cluster, and its tokens were not counted" in page.words
 
 
 def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
