@@ -338,12 +338,12 @@ def _failures(config: AnnotateConfig, chosen: pa.Table, folder: Folder) -> dict[
             f"({config.max_failed_share:g}) is how many may stay without an answer"
         )
         if config.engine == "recorded":
+            first = chosen.filter(chosen["response"].is_null())["id"][0]
             raise UserError(
-                f"{failed:,} of {total:,} records have no answer in annotate.recorded",
-                "annotate.recorded.id must hold the same ids as the corpus and the gold records "
-                "(gold_records: 0 where the table has none for these); "
-                f"annotate.max_failed_share ({config.max_failed_share:g}) is how many may stay "
-                "without an answer",
+                f"{failed:,} of {total:,} records have no answer in annotate.recorded: {first}, …",
+                "its ids must be those of the corpus and of gold (gold_records: 0 where it has no "
+                "gold). `llambert run CONFIG --until sample` leaves in sample/ what to answer; or "
+                f"let annotate.max_failed_share, {config.max_failed_share:g} now, be without",
             )
         raise StageError(f"{failed:,} of {total:,} requests failed:{told}", remedy)
     warnings = []

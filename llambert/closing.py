@@ -56,8 +56,10 @@ def _came_to(folder: Folder, explain: bool) -> str:
     labels = report["label"]["folder"]
     if "cascade" in report:
         labels = f"{report['cascade']['folder']}/labels"
+    measured = any("accuracy" in report["evaluation"].get(who, {}) for who in _WHO)
+    how = ": share of gold labels met, with its 95 % interval" if measured else ""
     parts: list[tuple[str, Iterable[str]]] = [
-        ("How good: share of gold labels met, with its 95 % interval", _good(report)),
+        (f"How good{how}", _good(report)),
         ("What it cost, against the LLM alone", _cost(report["cost"])),
         ("Where it lies", [f"labels    {labels}/", f"report    {folder.uri}/index.html"]),
     ]

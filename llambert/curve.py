@@ -165,6 +165,11 @@ class Curve:
                 for variant, each in points.items()
             }
             self._warn_of_the_failed(found)
+            if len(self._config.curve.seeds) == 1 and any(each.law for each in ahead.values()):
+                self._warnings.append(
+                    "the law is that of one seed, so that how far chance goes is not known: "
+                    "give curve.seeds more"
+                )
             details = {
                 "against": self.against,
                 "test_records": self._test.num_rows,

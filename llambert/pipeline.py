@@ -381,6 +381,7 @@ class Pipeline:
             )
 
         inputs = {step.title: output(step) for step in steps} | self._gold_refused
+        inputs["annotate.parse"] = self.config.annotate.parse  # the page has it
         if curve:
             inputs["curve"] = fingerprint(curve)
         if known := prices.model_dump(exclude_defaults=True):

@@ -39,6 +39,7 @@ def page(value: Mapping[str, Any]) -> str:
         "interval": _interval,
         "digits": digits,
         "duration": duration,
+        "took": lambda seconds: f"{seconds:.1f} s" if seconds < 60 else duration(seconds),
         "amount": amount,
         "share": share,
         "roughly": roughly,

@@ -36,10 +36,12 @@ def joined(ray_session):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _collected():
+def _collected(request):
     """A failure's traceback keeps Ray's actors, and the CPUs they hold, until it is collected."""
+    failed = request.session.testsfailed
     yield
-    gc.collect()
+    if request.session.testsfailed > failed:
+        gc.collect()
 
 
 @pytest.fixture

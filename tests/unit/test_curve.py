@@ -176,6 +176,10 @@ def test_what_is_measured_already_becomes_a_curve_without_ray(tmp_path):
         with Progress("curve", quiet=True) as progress:
             outcome = Outcome(counts, details)
             run_step(replace(step, run=lambda _, outcome=outcome: outcome), progress)
+    single = config.model_copy(update={"curve": CurveConfig(sizes=[20, 40, 80, 160], seeds=[1])})
+    alone = Curve(single, 0.005).run(lambda *_: pytest.fail("nothing is to be trained"))
+    (warning,) = alone["warnings"]
+    assert warning.startswith("the law is that of one seed")
     found = Curve(config, 0.005).run(lambda *_: pytest.fail("nothing is to be trained"))
     (warning,) = found["warnings"]
     assert "1 of 8 trainings did no better" in warning and "llambert 20 seed 2" in warning

@@ -167,7 +167,7 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
 def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
     value, page = write(tmp_path)
     (corpus,) = [row for row in page.rows if row[0] == "corpus" and len(row) == 5]
-    assert corpus[:4] == ["corpus", "100,004", "100,000", "12 s"]
+    assert corpus[:4] == ["corpus", "100,004", "100,000", "12.3 s"]
     assert corpus[4].startswith("3the text is empty or only white space1an earlier record")
     assert [(note["step"], note["kind"], note.get("records")) for note in value["notes"]] == [
         ("corpus", "refused", 3),
