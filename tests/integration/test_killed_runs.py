@@ -58,21 +58,13 @@ def _prepare(folder: Path, url: str) -> str:
     return str(path)
 
 
-def _kill_when(
-    config: str, ready: Callable[[], bool], whole_group: bool = True, own_ray: bool = True
-) -> None:
-    """Start the run and SIGKILL it, or it and the stage it has started, once `ready`.
-
-    Args:
-        own_ray: the run has started Ray, and its processes are killed with it or left alone; else
-            it has joined a cluster, which stays.
-    """
+def _kill_when(config: str, ready: Callable[[], bool], whole_group: bool) -> None:
+    """Start the run and SIGKILL it, or it and the stage it has started, once `ready`."""
     process = subprocess.Popen(
         [sys.executable, "-m", "llambert", "run", config],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
-        env={k: v for k, v in os.environ.items() if k != "RAY_ADDRESS" or not own_ray},
     )
     deadline = time.monotonic() + 200
     while not ready():
@@ -102,7 +94,7 @@ def _undisturbed(folder: Path, server: ChatServer) -> dict[str, str]:
     return labels_of(folder)
 
 
-def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(joined, tmp_path, monkeypatch):
+def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(tmp_path, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", KEY)
     (tmp_path / "one").mkdir()
     with chat_server(tmp_path / "one") as server:
@@ -113,9 +105,9 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(joined, tmp_path
         folder = tmp_path / "killed"
         config = _prepare(folder, server.url)
         out = folder / "out"
-        _kill_when(config, lambda: len(server.requests()) > SAMPLE // 3, own_ray=False)
+        _kill_when(config, lambda: len(server.requests()) > SAMPLE // 3, whole_group=True)
         kept = _answered(folder)
-        _kill_when(config, lambda: any(out.glob("models/*/*/_checkpoints/*/checkpoint_*")))
+        _kill_when(config, lambda: any(out.glob("models/*/*/_checkpoints/*/checkpoint_*")), True)
         asked = server.asked()
         again = sum(asked.values()) - len(asked)
         assert len(asked) == SAMPLE
@@ -124,10 +116,7 @@ def test_a_run_killed_in_every_stage_ends_as_an_undisturbed_one(joined, tmp_path
         in_flight = openai.block_rows(annotating) * openai._tasks(annotating)
         assert again <= in_flight, "more was asked again than the batches in flight"
 
-        labelling = out / "labels"
-        _kill_when(
-            config, lambda: any(labelling.glob("*/_checkpoint/*.parquet")), whole_group=False
-        )
+        _kill_when(config, lambda: any(out.glob("labels/*/_checkpoint/*.parquet")), False)
         assert not any(out.glob("labels/*/manifest.json"))
         done = llambert("run", config)
         assert done.returncode == 0, done.stdout + done.stderr
