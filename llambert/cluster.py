@@ -24,6 +24,11 @@ _ENVIRONMENT = {
     # An actor that tells the workers of a preemption to come, on which ours do not act: they go on
     # from the last checkpoint, whatever ended them.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    # How long to wait before a block is given to an actor again that does not answer, by doubling:
+    # by Ray's own figures all of them fail within 6 s, and a node that is gone is known to be so
+    # only after some 20 s.
+    "RAY_task_actor_unavailable_retry_delay_base_ms": "4000",
+    "RAY_task_actor_unavailable_retry_max_delay_ms": "30000",
 }
 
 # For a Ray that is started here: it begins without a worker for each core, which take a second of a

@@ -114,7 +114,8 @@ class ChatServer:
 
     def requests(self) -> list[dict]:
         """One entry a request: text, in_flight (with this one), body."""
-        return [json.loads(line) for line in self._log.read_text().splitlines()]
+        whole, _, _ = self._log.read_text().rpartition("\n")  # the last may be half written
+        return [json.loads(line) for line in whole.splitlines()]
 
     def asked(self) -> Counter[str]:
         """How often each text was asked."""

@@ -66,16 +66,21 @@ def _kill_when(config: str, ready: Callable[[], bool], whole_group: bool) -> Non
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    deadline = time.monotonic() + 200
-    while not ready():
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline, "the run did not come so far"
-        time.sleep(0.02)
-    if whole_group:
-        os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()  # the stage must notice by itself
-    process.wait()
+    try:
+        deadline = time.monotonic() + 200
+        while not ready():
+            assert process.poll() is None, "the run ended before it could be killed"
+            assert time.monotonic() < deadline, "the run did not come so far"
+            time.sleep(0.02)
+    except BaseException:
+        whole_group = True  # it must not go on beside the tests that follow
+        raise
+    finally:
+        if whole_group:
+            os.killpg(process.pid, signal.SIGKILL)
+        else:
+            process.kill()  # the stage must notice by itself
+        process.wait()
 
 
 def _answered(folder: Path) -> set[str]:
