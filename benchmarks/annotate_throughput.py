@@ -3,7 +3,8 @@
     python benchmarks/annotate_throughput.py --corpus ../shared/imdb/corpus.parquet \\
         --model llambert/demo/mini-llama
 
-Both get the same engine arguments and sampling parameters, in turns, each in processes of its own.
+Both get the same engine arguments and sampling parameters, in turns, every other one in the
+opposite order, each in processes of its own.
 Both are timed from an engine that is ready to the last answer, over all prompts. Ours is held
 until its engine is ready, so that making the prompts and writing the answers are in its time, and
 so are the engine's first requests; the bare `LLM.chat` has had a call to warm up, with prompts of
@@ -71,11 +72,14 @@ def main() -> None:
         config = AnnotateConfig(
             engine="vllm", model=model, max_model_len=a.window, batch_size=a.batch_size
         )
+        measure = {
+            "ours": lambda turn: ours(config, texts[_WARM_UP:], f"{place}/{turn}"),
+            "bare": lambda turn: bare(config, texts[_WARM_UP:], texts[:_WARM_UP]),
+        }
         for turn in range(a.turns):
-            runs["ours"].append(ours(config, texts[_WARM_UP:], f"{place}/{turn}"))
-            runs["bare"].append(bare(config, texts[_WARM_UP:], texts[:_WARM_UP]))
-            for name, rates in runs.items():
-                print(f"turn {turn + 1}: {name:<6} {rates[-1]:10.1f} tokens/s", flush=True)
+            for name in list(runs)[:: -1 if turn % 2 else 1]:
+                runs[name].append(measure[name](turn))
+                print(f"turn {turn + 1}: {name:<6} {runs[name][-1]:10.1f} tokens/s", flush=True)
     ratio = statistics.median(x / y for x, y in zip(runs["ours"], runs["bare"], strict=True))
     print(f"ours / bare: {ratio:.3f} (median of {a.turns} turns)")
     if a.json:

@@ -218,7 +218,7 @@ def ray_recipe(rows: int, work: Work) -> tuple[float, float]:
     settings = ("model", "max_length", "device", "dtype")
     with all_ready() as seconds:
         # small files are read as one block, which would leave all work to one actor
-        files = ray.data.read_parquet(work.corpus).repartition(work.files)
+        files = ray.data.read_parquet(work.corpus, override_num_blocks=work.files)
         files.map_batches(
             Recipe,
             fn_constructor_kwargs={name: getattr(work, name) for name in settings},

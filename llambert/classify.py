@@ -4,7 +4,6 @@ import ctypes
 import itertools
 import logging
 import time
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,7 +35,8 @@ _LEAST_CPU_SHARE = 0.25
 # Of a core, for reading and writing. A task that asked for much more would never start beside the
 # labellers; one that asked for as much as an actor would be joined to it, and run in turns with it.
 LIGHT_CPUS = 0.2
-_TOKENIZER_CPUS = 0.1  # where there is no GPU; beside GPUs a whole core
+# Of a core; beside a GPU as much as leaves the filter and a reader room on two cores.
+_TOKENIZER_CPUS = {"gpu": 0.75, "cpu": 0.1}
 # For how many cores one tokenizer suffices; to start one takes seconds of a core.
 _CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
 # Further attempts at a block whose actor dies, as on a node that is lost. Without a limit, a block
@@ -85,34 +85,33 @@ def label_rows(
         share["accelerator_type"] = accelerator_type
     each: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     each["max_task_retries"] = RETRIES
-    tokenizers = _tokenizers("gpu" if gpus else "cpu")
-    with warnings.catch_warnings():
-        # Ray 2.60 has no other way to say it, and announces that this one will go in 2.64
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        tokenized = rows.map_batches(
-            Tokenizer,
-            fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
-            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=tokenizers),
-            num_cpus=1 if gpus else _TOKENIZER_CPUS,
-            **each,
-        )
-        return tokenized.map_batches(
-            Labeller,
-            fn_constructor_kwargs={
-                "model": model,
-                "dtype": dtype,
-                "batch_tokens": batch_tokens,
-                "threads": threads,
-                "probabilities": probabilities,
-                "counter": counter,
-                "trust_remote_code": trust_remote_code,
-            },
-            compute=ray.data.ActorPoolStrategy(
-                min_size=least, max_size=most, initial_size=min(max(here, least), most)
-            ),
-            **each,
-            **share,
-        )
+    device = "gpu" if gpus else "cpu"
+    # Ray's `map_batches` refuses whole blocks where GPUs are asked for; this, by which Ray's own
+    # `map_groups` calls it, does not.
+    tokenized = rows.map_batches_internal(
+        Tokenizer,
+        fn_constructor_kwargs={"model": model, "trust_remote_code": trust_remote_code},
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=_tokenizers(device)),
+        num_cpus=_TOKENIZER_CPUS[device],
+        **each,
+    )
+    return tokenized.map_batches_internal(
+        Labeller,
+        fn_constructor_kwargs={
+            "model": model,
+            "dtype": dtype,
+            "batch_tokens": batch_tokens,
+            "threads": threads,
+            "probabilities": probabilities,
+            "counter": counter,
+            "trust_remote_code": trust_remote_code,
+        },
+        compute=ray.data.ActorPoolStrategy(
+            min_size=least, max_size=most, initial_size=min(max(here, least), most)
+        ),
+        **each,
+        **share,
+    )
 
 
 def _each(on_gpu: bool, most: int, cpus_per_worker: int | None) -> tuple[int, dict[str, Any], int]:
@@ -121,7 +120,8 @@ def _each(on_gpu: bool, most: int, cpus_per_worker: int | None) -> tuple[int, di
 
     have = ray.cluster_resources()
     if on_gpu:
-        return 1, {"num_gpus": 1}, int(have.get("GPU", 0))
+        # No core of it: Ray's default, a whole one, would leave none for what feeds it
+        return 1, {"num_gpus": 1, "num_cpus": 0}, int(have.get("GPU", 0))
     threads = cpus_per_worker or cluster.even_share(cluster.node_cpus(), most)
     return threads, {"num_cpus": _cpu_share(threads)}, int(have.get("CPU", 1)) // threads
 

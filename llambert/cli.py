@@ -246,9 +246,10 @@ def nightly(
         click.echo(f"{how}ed night {number}: {decide(load(config, overrides), number, model).uri}/")
         return
     nights = Nights(load(config, overrides), model)
-    done = nights.label(vanished=_warn_of_the_vanished)
-    for night in done:
+    done = []
+    for night in nights.label(vanished=_warn_of_the_vanished):
         _night_summary(night)
+        done.append(night)
     if not done:
         click.secho(f"Nothing new since night {nights.last}.", bold=True)
     if waiting := [n for n in nights.waiting() if n not in [night.number for night in done]]:

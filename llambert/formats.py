@@ -95,6 +95,8 @@ class SourceFile:
         """
         try:
             yield
+        except MemoryError:  # pyarrow's too: it says nothing of the file
+            raise
         except Exception as error:
             if self.error is not None:
                 raise StageError(

@@ -76,13 +76,15 @@ def check_not_empty(config: GoldConfig | None, task: TaskConfig, gold: Gold) -> 
     """
     if config is None:
         return
+    details = [detail for detail in gold.refused["detail"].to_pylist() if detail]
+    first = f"; the first: {details[0]}" if details else ""
     for name, path, records in (
         ("train", config.train, gold.train),
         ("test", config.test or config.test_share, gold.test),
     ):
         if path and not records.num_rows:
             raise UserError(
-                f"gold.{name} has no usable record; left out: {gold.refusals()}",
+                f"gold.{name} has no usable record; left out: {gold.refusals()}{first}",
                 f"its column {config.label!r} must hold the task's labels, {list(task.labels)}, or "
                 "their further spellings (task.labels)",
             )

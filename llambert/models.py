@@ -11,15 +11,24 @@ from llambert.storage import MANIFEST, Folder, fingerprint, is_remote
 _HUB_TIMEOUT_S = 3.0
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS = _SAFETENSORS[0]
+_OF_A_TOKENIZER = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece")  # names begin so
 _OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
 # Of a model's file this much is hashed at most: of a larger one pieces, from its start to its end.
 _HASHED_BYTES, _PIECE_BYTES = 64 * 2**20, 2**20
 
 
-def fingerprint_weights(model: Folder) -> str:
-    """The identity of a fine-tuned model: 12 hex digits of the SHA-256 of its weights."""
-    with model.fs.open(model.path(WEIGHTS), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+def encoder_files(model: Folder) -> list[str]:
+    """Names of what a fine-tuned encoder's labels depend on: weights, config and tokenizer."""
+    return [WEIGHTS, "config.json", *(n for n in model.files() if n.startswith(_OF_A_TOKENIZER))]
+
+
+def fingerprint_encoder(model: Folder) -> str:
+    """The identity of a fine-tuned encoder: 12 hex digits of the SHA-256 of `encoder_files`."""
+    digest = hashlib.sha256()
+    for name in encoder_files(model):
+        with model.fs.open(model.path(name), "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:12]
 
 
 def fingerprint_model(model: str) -> str:

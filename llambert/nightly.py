@@ -19,7 +19,7 @@ from llambert.errors import NoFilesError, StageError, UserError
 from llambert.label import CHECKPOINT, label, required_resources
 from llambert.lease import Lease
 from llambert.ledger import Entry, Ledger, entries
-from llambert.nightly_model import find_model, weights_version
+from llambert.nightly_model import encoder_version, find_model
 from llambert.preflight import fits
 from llambert.progress import Progress
 from llambert.records import Corpus, Source, common_folder, open_corpus
@@ -86,7 +86,7 @@ class Nights:
         known = manifest.details["waiting"] if manifest else []
         return [number for number in known if undecided(self._night(number))]
 
-    def label(self, vanished: Callable[[list[str]], None]) -> list[Night]:
+    def label(self, vanished: Callable[[list[str]], None]) -> Iterator[Night]:
         """Label the files that are new or changed; Ray is started only where there are any.
 
         A night that was killed goes on with its own files, if they are as they were, and what
@@ -95,8 +95,9 @@ class Nights:
         Args:
             vanished: is told of files of a killed night that are there no more, once.
 
-        Returns:
-            The nights done now: none, one, or two.
+        Yields:
+            The nights done now, each as soon as it is, up to two; and before them one that was
+            killed when its labels were there, and held back with nobody told.
 
         Raises:
             UserError: another process is at it, the corpus is not to be read, or the cluster is
@@ -105,26 +106,27 @@ class Nights:
             StageError: the store failed, or the model was changed meanwhile.
         """
         with Lease(self.folder):
-            self._repair()
+            if (night := self._repair()) and night.held:
+                yield night
             corpus = self._corpus()
             if gone := self._vanished(corpus.sources if corpus else ()):
                 vanished(gone)
             if corpus is None:
                 self._night(self.last + 1).remove()
-                return []
+                return
             self._check_columns(corpus)
             resumed = self._unfinished(corpus)
             job = resumed or self._begin(corpus)
             if job is None:
-                return []
+                return
             with cluster.connection():
                 have = cluster.resources()
                 needs = required_resources(self._config.label, have)
                 fits("the night", needs, have, cluster.nodes())
-                done = [self._do(job)]
+                yield self._do(job)
                 corpus = self._corpus() if resumed else None
-                further = self._begin(corpus) if corpus else None
-                return [*done, self._do(further)] if further else done
+                if corpus and (further := self._begin(corpus)):
+                    yield self._do(further)
 
     def _night(self, number: int) -> Folder:
         return self.folder / folder_name(number)
@@ -161,20 +163,24 @@ class Nights:
             raise
         return False
 
-    def _repair(self) -> None:
+    def _repair(self) -> Night | None:
         """Conclude a night that was killed between its manifest and its last file."""
         number = max(self._numbers(), default=0)
-        manifest = self._night(number).manifest()
-        if manifest and not self._concluded(number, manifest):
-            discarded = self._night(number).exists(DISCARDED)
-            self._conclude(number, [] if discarded else self._frozen(number)[1], manifest)
+        folder = self._night(number)
+        manifest = folder.manifest()
+        if manifest is None or self._concluded(number, manifest):
+            return None
+        discarded = folder.exists(DISCARDED)
+        self._conclude(number, [] if discarded else self._frozen(number)[1], manifest)
+        return None if discarded else Night(number, folder, manifest)
 
     def _check_columns(self, corpus: Corpus) -> None:
-        manifest = self._night(self.last).manifest()
+        kept = (n for n in reversed(self._numbers()) if not self._night(n).exists(DISCARDED))
+        manifest = next((made for n in kept if (made := self._night(n).manifest())), None)
         if manifest and manifest.inputs["columns"] != _columns(corpus):
             raise UserError(
                 f"the nights in {self.folder.uri!r} were labelled with another corpus.id, "
-                "corpus.text or corpus.format",
+                "corpus.text or corpus.format, or, where ids are made, another corpus.path",
                 "set these as they were, or give the nights that follow another workdir",
             )
 
@@ -233,7 +239,7 @@ class Nights:
         started = time.monotonic()
         folder = self._night(job.number)
         corpus, labels = self._steps(job)
-        if weights_version(self._model.folder) != self._model.version:
+        if encoder_version(self._model.folder) != self._model.version:
             raise StageError(
                 f"the model {self._model.folder.uri!r} was changed while it labelled",
                 "the same command labels the night anew; do not train in the meantime",
@@ -379,8 +385,10 @@ def undecided(night: Folder) -> bool:
 
 
 def _columns(corpus: Corpus) -> str:
-    """A fingerprint of how the files are read."""
-    return fingerprint([corpus.format, corpus.config.id, corpus.config.text])
+    """A fingerprint of how the files are read, and of what made ids are relative to."""
+    one = corpus.sources[0]
+    made = [one.uri.removesuffix(one.name)] if corpus.makes_ids else []
+    return fingerprint([corpus.format, corpus.config.id, corpus.config.text, *made])
 
 
 def _made(step: Step, run: str) -> Manifest:

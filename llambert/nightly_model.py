@@ -2,13 +2,12 @@
 
 import os
 from dataclasses import dataclass, replace
-from typing import Any
 
 from llambert.config import RunConfig
 from llambert.drift import Profile, together, training_profile
 from llambert.errors import UserError
 from llambert.gates import Gate, check_passed, evaluation_gates, training_gates
-from llambert.models import WEIGHTS, fingerprint_weights
+from llambert.models import WEIGHTS, encoder_files, fingerprint_encoder
 from llambert.storage import Folder, Manifest, fingerprint, is_remote, join, list_files
 from llambert.workdir import Workdir
 
@@ -18,8 +17,8 @@ class NightlyModel:
     """A fine-tuned encoder."""
 
     folder: Folder
-    id: str  # fingerprint of the weights
-    version: str  # `weights_version`, as found with the fingerprint
+    id: str  # `fingerprint_encoder`
+    version: str  # `encoder_version`, as found with the fingerprint
     training: Profile | None  # of the records it learned from, where its folder tells
 
 
@@ -39,32 +38,27 @@ def find_model(config: RunConfig, given: str | None) -> NightlyModel:
             f"{sorted(config.task.labels)}",
             "train a model for these labels, or name another with `--model`",
         )
-    version = weights_version(folder)
+    version = encoder_version(folder)
     # What another program left may bear a manifest of weights that were there before
     id = manifest.output if manifest and not given else _id(folder, Workdir(config.workdir))
     return NightlyModel(folder, id, version, _training(folder, manifest))
 
 
-def weights_version(model: Folder) -> str:
-    """What changes with the file of weights; quicker to have than its fingerprint."""
-    return str(_weights(model)["version"])
-
-
-def _weights(model: Folder) -> dict[str, Any]:
-    (found,) = list_files([join(model.uri, WEIGHTS)])
-    return found
+def encoder_version(model: Folder) -> str:
+    """What changes with one of the model's files; quicker to have than its fingerprint."""
+    return fingerprint(list_files(join(model.uri, name) for name in encoder_files(model)))
 
 
 def _id(model: Folder, workdir: Workdir) -> str:
-    """The fingerprint of the weights; those on an object store are read once for each ETag.
+    """The model's fingerprint; files on an object store are read once for each ETag.
 
     A local file is quick to read, and a copy may have the size and time of another.
     """
     if not is_remote(model.uri):
-        return fingerprint_weights(model)
-    known, name = workdir / "nightly", f"weights-{fingerprint(_weights(model))}.json"
+        return fingerprint_encoder(model)
+    known, name = workdir / "nightly", f"model-{encoder_version(model)}.json"
     if not known.exists(name):
-        known.write_json(name, {"model": model.uri, "id": fingerprint_weights(model)})
+        known.write_json(name, {"model": model.uri, "id": fingerprint_encoder(model)})
     return str(known.read_json(name)["id"])
 
 

@@ -19,7 +19,7 @@ from llambert.evaluate import Trained, evaluate, read_predictions
 from llambert.gates import Gate, annotation_gates, evaluation_gates, training_gates
 from llambert.gold import Gold, load_gold
 from llambert.label import CHECKPOINT, label
-from llambert.models import fingerprint_model, fingerprint_weights
+from llambert.models import fingerprint_encoder, fingerprint_model
 from llambert.parse import PARSER
 from llambert.progress import Progress
 from llambert.ray_train import CHECKPOINTS
@@ -226,7 +226,7 @@ class Pipeline:
             outcome = train(config, labels, records, start, seed, folder, progress)
             outcome.counts["in"] += sum(dropped.values())
             outcome.counts["dropped"] |= dropped
-            outcome.output = fingerprint_weights(folder)
+            outcome.output = fingerprint_encoder(folder)
             return outcome
 
         made_from = [self._encoder, user_file(config.deepspeed)]

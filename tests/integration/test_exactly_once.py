@@ -3,9 +3,11 @@
 A Ray cluster of a head and two nodes, each with processes of its own, runs the nightly job. In
 every disturbed night each of the three is killed, one after the other in a random order;
 LLAMBERT_NIGHTS says how many such nights there are, 1 by default. One that ends before its last
-kill is held to the same labels, and another is made in its place.
+kill is held to the same labels, and another is made in its place. Then the cluster is one node with
+a GPU.
 """
 
+import json
 import os
 import random
 import signal
@@ -62,7 +64,7 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def _config(place: Path, name: str) -> str:
+def _config(place: Path, name: str, **label: Any) -> str:
     run = {
         "name": name,
         "workdir": name,
@@ -71,7 +73,7 @@ def _config(place: Path, name: str) -> str:
         "sample": {"size": 10},
         "train": {"model": "encoder"},
         "annotate": {"engine": "recorded", "recorded": {"path": "corpus"}},
-        "label": {"batch_tokens": 32, "workers": [2, 2]},  # slow enough to be killed at it
+        "label": label or {"batch_tokens": 32, "workers": [2, 2]},  # slow, to be killed at it
     }
     path = place / f"{name}.yaml"
     path.write_text(yaml.safe_dump(run))
@@ -176,3 +178,21 @@ def test_labels_are_those_of_an_undisturbed_run_whatever_is_killed(cluster, plac
         if disturbed == NIGHTS:
             break
     assert disturbed == NIGHTS, "too many nights ended before anything could be killed"
+
+
+def test_a_killed_night_goes_on_where_a_gpu_has_two_cores_beside_it(cluster, place):
+    """Ray is told of a GPU that is not there: what is asked of it and the cores is as with one."""
+    for node in list(cluster.worker_nodes):
+        cluster.remove_node(node)
+    cluster.add_node(**NODE, num_gpus=1)
+    config, workdir = _config(place, "gpu", workers=[1, 1]), place / "gpu"
+    driver = _start(config, place, cluster)
+    _wait_for(workdir, driver, 1)
+    driver.kill()
+    driver.wait()
+    again = _start(config, place, cluster)
+    assert again.wait(timeout=200) == 0, (place / "gpu.log").read_text()
+    assert len(_labels(workdir)) == RECORDS
+    (told,) = workdir.glob("nightly/*/night-0001/labels/manifest.json")
+    details = json.loads(told.read_text())["details"]
+    assert details["device"] == "gpu" and details["labelled_now"] < RECORDS

@@ -88,7 +88,8 @@ def test_a_gold_set_without_a_usable_record_is_refused_before_anything_is_paid(w
     config = GoldConfig(train=write("train", rows), id="id")
     with pytest.raises(UserError, match="no usable record") as caught:
         check_not_empty(config, TASK, load_gold(config, TASK))
-    assert "unknown_label" in str(caught.value) and "'yes'" in str(caught.value)
+    told = str(caught.value)
+    assert "unknown_label" in told and "the label is '0'" in told and "'yes'" in told
 
 
 def test_a_missing_label_column_is_named_before_anything_starts(write):

@@ -13,7 +13,7 @@ from llambert.drift import NightlyConfig
 from llambert.errors import StageError, UserError
 from llambert.lease import Lease
 from llambert.ledger import Ledger, entries
-from llambert.nightly import PUBLISHED, Nights, _refused
+from llambert.nightly import PUBLISHED, Nights, _columns, _refused
 from llambert.nightly_verdict import discard, publish
 from llambert.records import list_sources, open_corpus, read_source
 from llambert.storage import Folder, Manifest
@@ -109,9 +109,9 @@ def test_a_landing_folder_that_was_emptied_has_nothing_new(nights, config, tmp_p
     done(nights, config)
     for file in (tmp_path / "corpus").iterdir():
         file.rename(tmp_path / file.name)
-    assert nights.label(print) == []
+    assert list(nights.label(print)) == []
     (tmp_path / "corpus").rmdir()  # as on an object store, which has no empty folders
-    assert nights.label(print) == []
+    assert list(nights.label(print)) == []
 
 
 def test_a_path_that_was_emptied_hides_nothing_of_the_others(nights, config, tmp_path):
@@ -141,14 +141,14 @@ def test_a_path_of_which_nothing_was_ever_labelled_is_a_mistake(nights, config, 
         wrong = config.corpus.model_copy(update={"path": str(tmp_path / path)})
         elsewhere = Nights(config.model_copy(update={"corpus": wrong}), str(tmp_path / "model"))
         with pytest.raises(UserError, match=rf"no such path.*{path}"):
-            elsewhere.label(print)
+            list(elsewhere.label(print))
 
 
 def test_the_first_night_needs_files(nights, tmp_path):
     for file in (tmp_path / "corpus").iterdir():
         file.unlink()
     with pytest.raises(UserError, match="no file in it"):
-        nights.label(print)
+        list(nights.label(print))
 
 
 def test_a_killed_night_of_which_a_file_vanished_begins_anew_without_it(nights, config, tmp_path):
@@ -209,6 +209,33 @@ def test_a_night_killed_before_it_was_published_and_then_discarded_stays_so(nigh
     assert nights._begin(open_corpus(config.corpus)) is not None
 
 
+def test_a_held_night_that_was_killed_before_it_was_told_is_told_once(nights, config):
+    begun = nights._begin(open_corpus(config.corpus))
+    assert begun is not None
+    night = nights.folder / "night-0001"
+    details = {"held": ["why"], "waiting": [1]}
+    columns = {"columns": _columns(begun.corpus), "ids": "string"}
+    night.finish(Manifest("nightly", "f", "o", details=details, inputs=columns))
+    (told,) = nights.label(print)
+    assert (told.number, told.held) == (1, ["why"])
+    assert list(nights.label(print)) == [] and nights.waiting() == [1]
+
+
+def test_nights_are_read_alike_but_for_those_that_were_discarded(nights, config, tmp_path):
+    night = nights.folder / f"night-{done(nights, config, held=True):04d}"
+    columns = {"columns": _columns(open_corpus(config.corpus))}
+    night.finish(replace(night.manifest(), inputs=columns))
+    nights._check_columns(open_corpus(config.corpus))
+    (tmp_path / "corpus" / "part").mkdir()
+    (tmp_path / "corpus" / "part" / "a.txt").write_text("a.txt#0 is the id of another record")
+    path = str(tmp_path / "corpus" / "part")
+    elsewhere = open_corpus(config.corpus.model_copy(update={"path": path}))
+    with pytest.raises(UserError, match=r"where ids are made, another corpus\.path"):
+        nights._check_columns(elsewhere)
+    discard(config, "1")
+    nights._check_columns(elsewhere)
+
+
 @pytest.mark.parametrize("decide", [publish, discard])
 def test_a_night_is_decided_on_by_one_process_at_a_time(nights, config, decide):
     number = done(nights, config, held=True)
@@ -226,7 +253,7 @@ def test_files_of_a_killed_night_that_were_moved_away_are_named(nights, config, 
         file.rename(tmp_path / file.name)
     told: list[str] = []
     for _ in range(2):  # once is enough
-        assert nights.label(told.extend) == []
+        assert list(nights.label(told.extend)) == []
     assert [Path(uri).name for uri in told] == ["c.txt"]
 
 

@@ -9,7 +9,7 @@ import pytest
 from llambert.config import RunConfig
 from llambert.drift import Profile
 from llambert.errors import UserError
-from llambert.models import fingerprint_weights
+from llambert.models import fingerprint_encoder
 from llambert.nightly_model import find_model
 from llambert.storage import Folder, Manifest
 from llambert.workdir import Workdir
@@ -74,15 +74,19 @@ def test_a_combined_model_learned_from_both_its_trainings(config):
     assert find_model(config, None).training == Profile({"bad": 10, "good": 20}, 0.9, {"128": 30})
 
 
-def test_a_named_folder_is_known_by_its_weights_alone(config, tmp_path):
+def test_a_named_folder_is_known_by_what_its_labels_depend_on(config, tmp_path):
     folder = Folder(str(tmp_path / "own"))
     leave(folder, 0.9)
     found = find_model(config, folder.uri)
-    assert found.id == fingerprint_weights(folder)
+    assert found.id == fingerprint_encoder(folder)
     before = found.version
     folder.write_bytes("model.safetensors", b"other weights")
     again = find_model(config, folder.uri)
     assert again.id != found.id and again.version != before
+    told = folder.read_json("config.json")
+    names = list(told["id2label"].values())[::-1]  # the labels' names were the wrong way round
+    folder.write_json("config.json", {**told, "id2label": dict(zip("01", names, strict=True))})
+    assert find_model(config, folder.uri).id not in (found.id, again.id)
     folder.unfinish()
     assert find_model(config, folder.uri).training is None
 
@@ -102,8 +106,8 @@ def test_weights_on_an_object_store_are_read_once_for_each_etag(config, s3, monk
     folder = Folder(f"{s3}/nightly-model")
     leave(folder, 0.9)
     first = find_model(config, folder.uri)
-    assert first.id == fingerprint_weights(folder)
-    monkeypatch.setattr("llambert.nightly_model.fingerprint_weights", lambda model: "read again")
+    assert first.id == fingerprint_encoder(folder)
+    monkeypatch.setattr("llambert.nightly_model.fingerprint_encoder", lambda model: "read again")
     assert find_model(config, folder.uri).id == first.id
     folder.write_bytes("model.safetensors", b"x" * len(folder.uri))  # of the same size
     assert find_model(config, folder.uri).id == "read again"
