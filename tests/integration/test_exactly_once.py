@@ -10,6 +10,7 @@ a GPU.
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -123,12 +124,15 @@ def _kill(kind: str, driver: subprocess.Popen, cluster: Any, rng: random.Random)
 
 
 def _at_work(process: psutil.Process) -> bool:
-    """Whether a Ray worker runs a task or holds an actor: tokenizes, labels or writes."""
+    """Whether a Ray worker runs a task or holds an actor: tokenizes, labels or writes.
+
+    A raylet's agents bear titles like theirs, and with one of them the whole node ends.
+    """
     try:
         title = " ".join(process.cmdline())
     except psutil.Error:  # it has just ended
         return False
-    return title.startswith("ray::") and "IDLE" not in title
+    return bool(re.match(r"ray::(?!IDLE|\w+Agent)", title))
 
 
 def _wait_for(workdir: Path, driver: subprocess.Popen, files: int) -> None:
