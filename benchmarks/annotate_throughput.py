@@ -43,6 +43,7 @@ _TASK = TaskConfig(
     prompt="Is the movie review below positive or negative?\n\n{text}",
 )
 _WARM_UP = 16  # prompts
+_STEP_TOKENS = 4096  # what ours takes by default, where `LLM` would take another number
 _CHARACTERS = 1200  # of each text, so that every prompt fits any window: nothing is cut
 
 _BARE = """
@@ -70,7 +71,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as place:
         model = random_llama(a.model, a.width, a.layers, place) if a.layers else a.model
         config = AnnotateConfig(
-            engine="vllm", model=model, max_model_len=a.window, batch_size=a.batch_size
+            engine="vllm",
+            model=model,
+            max_model_len=a.window,
+            batch_size=a.batch_size,
+            engine_kwargs={"max_num_batched_tokens": _STEP_TOKENS},
         )
         measure = {
             "ours": lambda turn: ours(config, texts[_WARM_UP:], f"{place}/{turn}"),

@@ -37,6 +37,7 @@ _SPEED_ONLY = {
     "max_num_seqs",
     "max_parallel_loading_workers",
     "num_gpu_blocks_override",
+    "performance_mode",
     "scheduling_policy",
 }
 

@@ -22,9 +22,6 @@ from llambert.task import TaskConfig
 _LIGHT_CPUS = 0.25  # of a core, for the stages around the engine, which wait for it
 _CPU_SHARE = 0.75  # of a core reserved for each engine worker on CPU: the rest feeds it
 _MAX_NUM_SEQS = 256  # sequences that the engine works on at once
-# Tokens of one step of the engine, as vLLM's LLM class takes for one device of most kinds
-# (EngineArgs.get_batch_defaults); the engine that Ray makes gets 2,048 from vLLM if none are given.
-_STEP_TOKENS = {"cpu": 4096, "gpu": 8192}
 _WAITING = 2  # batches that an engine has beside those it works on
 _ATTEMPTS = 2  # a batch in hand so often when its engine ends is not asked further in company
 _DEADLY = 10  # records that may end the engine in one round; with more it is not the records
@@ -190,7 +187,9 @@ def _engine_kwargs(
         # GPU, and on CPU it ends the engine (vLLM 0.29: "CPU Generator does not use offset").
         "seed": config.seed,
         "max_num_seqs": _MAX_NUM_SEQS,
-        "max_num_batched_tokens": _STEP_TOKENS[where],
+        # Steps of twice the tokens, where the user gives none: a number of ours would end an engine
+        # that cannot share a prompt out over steps and has a longer window.
+        "performance_mode": "throughput",
     }
     environment = {}
     if where == "cpu":
