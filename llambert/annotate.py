@@ -251,22 +251,18 @@ def _write_answers(
     if config.engine == "vllm":
         context.max_errored_blocks = vllm.may_be_lost(config, alone)
     try:
-        answers = _engine(config, alone)(ray.data.from_arrow(blocks), config, task, counter)
-        filesystem, path = arrow_filesystem(part.uri)
-        answers.write_parquet(
-            path, filesystem=filesystem, ray_remote_args={"num_cpus": _LIGHT_CPUS}
-        )
+        dataset = ray.data.from_arrow(blocks)
+        if config.engine == "openai":
+            openai.ask(dataset, config, task, counter, part).materialize()
+        else:
+            ask = partial(vllm.ask, alone=alone) if config.engine == "vllm" else recorded.ask
+            filesystem, path = arrow_filesystem(part.uri)
+            ask(dataset, config, task, counter).write_parquet(
+                path, filesystem=filesystem, ray_remote_args={"num_cpus": _LIGHT_CPUS}
+            )
     finally:
         for name, value in unchanged.items():
             setattr(context, name, value)
-
-
-def _engine(config: AnnotateConfig, alone: bool) -> Callable[..., Any]:
-    if config.engine == "vllm":
-        return partial(vllm.ask, alone=alone)
-    if config.engine == "openai":
-        return openai.ask
-    return recorded.ask
 
 
 def _reason(error: Exception, folder: Folder) -> LlambertError:

@@ -4,6 +4,7 @@ import asyncio
 import math
 import os
 import re
+import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +14,7 @@ from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint
 from llambert.engines.prompts import cut_middle
 from llambert.errors import UserError
 from llambert.progress import Counter
+from llambert.storage import Folder
 from llambert.task import TaskConfig, control_pattern, messages
 
 _REFUSED = {401: "the key", 403: "access", 404: "the model or the path"}
@@ -23,13 +25,19 @@ _BLOCK_LEAST = 4  # requests of a block, where batch_size allows as many
 _ERROR_CHARACTERS = 300  # of an endpoint's message that are kept
 
 
-def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -> Any:
+def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter, part: Folder) -> Any:
     """Ask the endpoint about every row, `openai.concurrency` requests at a time.
+
+    The answers are written to `part` by the actor that asks, a file a block. A task that follows
+    would lag behind where it starts slowly, and what waits for it would be lost in a crash too.
 
     A request that fails for good is a row with an error. The client of the `openai` package
     repeats after HTTP 408, 409, 429 and 5xx, timeouts and broken connections, with growing waits
     or the endpoint's own Retry-After; not after other 4xx, nor where Retry-After is more than the
     client waits (120 s).
+
+    Returns:
+        A Dataset of the ids whose answers are written.
 
     Raises:
         UserError (when the rows are consumed): the endpoint refuses the key, or the first requests
@@ -48,6 +56,7 @@ def ask(rows: Any, config: AnnotateConfig, task: TaskConfig, counter: Counter) -
             "counter": counter,
             # By reference: constructor arguments may be logged, objects are not.
             "key": ray.put(key),
+            "part": part,
         },
         batch_size=block_rows(config),
         batch_format="pyarrow",
@@ -74,12 +83,12 @@ class _Asker:
     """One actor, one client, one limit on the requests in flight."""
 
     def __init__(
-        self, config: AnnotateConfig, task: TaskConfig, counter: Counter, key: Any
+        self, config: AnnotateConfig, task: TaskConfig, counter: Counter, key: Any, part: Folder
     ) -> None:
         import openai
         import ray
 
-        self._config, self._task, self._counter = config, task, counter
+        self._config, self._task, self._counter, self._part = config, task, counter, part
         self._key = ray.get(key)
         self._client = openai.AsyncOpenAI(
             api_key=self._key,
@@ -95,7 +104,9 @@ class _Asker:
 
     async def __call__(self, block: pa.Table) -> Any:
         rows = await asyncio.gather(*(self._answer(**row) for row in block.to_pylist()))
-        yield pa.Table.from_pylist(rows, schema=schema.RESPONSE)
+        answers = pa.Table.from_pylist(rows, schema=schema.RESPONSE)
+        await asyncio.to_thread(self._part.write_table, f"{uuid.uuid4().hex}.parquet", answers)
+        yield block.select(["id"])
 
     async def _answer(self, id: str, text: str, text_hash: int) -> dict[str, Any]:
         import openai
