@@ -210,16 +210,13 @@ class Recipe:
 
 def ray_recipe(rows: int, work: Work) -> tuple[float, float]:
     """The same corpus through `Recipe`, an actor for each core or GPU, and timed as ours."""
-    import ray
     from clock import all_ready
 
     # an actor for each core, and one core's worth left for reading, without which nothing starts
     cpus = {"num_cpus": 1 - 1 / work.workers}
     settings = ("model", "max_length", "device", "dtype")
     with all_ready() as seconds:
-        # small files are read as one block, which would leave all work to one actor
-        files = ray.data.read_parquet(work.corpus, override_num_blocks=work.files)
-        files.map_batches(
+        read_blocks(work.corpus, work.files).map_batches(
             Recipe,
             fn_constructor_kwargs={name: getattr(work, name) for name in settings},
             batch_size=rows,
@@ -227,6 +224,22 @@ def ray_recipe(rows: int, work: Work) -> tuple[float, float]:
             **({"num_gpus": 1} if work.device == "cuda" else cpus),
         ).write_parquet(f"{work.place}/recipe", mode="overwrite")
     return work.records / seconds(), _padding(work, rows)
+
+
+def read_blocks(corpus: str, blocks: int) -> Any:
+    """A Dataset of the Parquet files in so many blocks.
+
+    Ray's newer reader makes one of small files, whatever is asked for, and that would leave all
+    work to one actor.
+    """
+    import ray
+
+    context = ray.data.DataContext.get_current()
+    newer, context.use_datasource_v2 = context.use_datasource_v2, False
+    try:
+        return ray.data.read_parquet(corpus, override_num_blocks=blocks)
+    finally:
+        context.use_datasource_v2 = newer
 
 
 def _padding(work: Work, rows: int) -> float:

@@ -1,8 +1,18 @@
-"""What the benchmarks time of a Ray Data execution, on a real Ray."""
+"""What the benchmarks read and time of a Ray Data execution, on a real Ray."""
 
 import time
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+from labelling_peers import read_blocks
+
+
+def test_every_small_file_is_a_block_so_that_every_actor_of_a_peer_has_work(ray_session, tmp_path):
+    for number in range(4):
+        pq.write_table(pa.table({"id": [f"r{number}"] * 50}), tmp_path / f"{number}.parquet")
+    blocks = read_blocks(str(tmp_path), 4)
+    counted = blocks.map_batches(lambda rows: {"rows": [len(rows["id"])]}, batch_size=None)
+    assert [row["rows"] for row in counted.take_all()] == [50] * 4
 
 
 def test_an_execution_is_held_and_timed_from_its_actors_ready_to_its_last_file(
