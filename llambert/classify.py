@@ -35,8 +35,8 @@ _LEAST_CPU_SHARE = 0.25
 # Of a core, for reading and writing. A task that asked for much more would never start beside the
 # labellers; one that asked for as much as an actor would be joined to it, and run in turns with it.
 LIGHT_CPUS = 0.2
-# Of a core; beside a GPU as much as leaves the filter and a reader room on two cores.
-_TOKENIZER_CPUS = {"gpu": 0.75, "cpu": 0.1}
+# Of a core; beside a GPU as much as leaves the filter, a reader and a writer room on two cores.
+_TOKENIZER_CPUS = {"gpu": 0.6, "cpu": 0.1}
 # For how many cores one tokenizer suffices; to start one takes seconds of a core.
 _CORES_A_TOKENIZER = {"gpu": 2, "cpu": 4}
 # Further attempts at a block whose actor dies, as on a node that is lost. Without a limit, a block

@@ -377,6 +377,8 @@ def _night_summary(night: "Night") -> None:
     manifest, title = night.manifest, f"night {night.number}"
     files = ", ".join(f"{n:,} {how}" for how, n in manifest.details["files"].items())
     click.secho(f"{title}: {'held back' if night.held else 'published'}; files: {files}", bold=True)
+    for why in night.held:  # now, and not with the others at the end: a further night may fail
+        click.echo(f"{'':<24} {why}")
     rate = manifest.details["records_per_s"]
     line = counts_line(title, manifest.counts, manifest.seconds)
     click.echo(line + (f"  {rate:,.1f}/s" if rate else ""))

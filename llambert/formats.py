@@ -89,14 +89,19 @@ class SourceFile:
 
     @contextlib.contextmanager
     def decoding(self) -> Iterator[None]:
-        """Turn a decoder's errors into `Unreadable`, and a failed read into a `StageError`.
+        """Turn a decoder's errors into `Unreadable`, a failed read into a `StageError`.
 
-        Stores' drivers raise errors of many kinds, so the failed read is looked at first.
+        Stores' drivers raise errors of many kinds, so the failed read is looked at first. A lack of
+        memory is a `StageError` too.
         """
         try:
             yield
-        except MemoryError:  # pyarrow's too: it says nothing of the file
-            raise
+        except MemoryError as error:  # pyarrow's too: it says nothing of the file
+            raise StageError(
+                f"the memory does not suffice to read {self.uri!r}: {error}",
+                "give the machine more memory or less to do, or write the file in smaller row "
+                "groups; then the same command goes on",
+            ) from error
         except Exception as error:
             if self.error is not None:
                 raise StageError(

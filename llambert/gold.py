@@ -84,7 +84,7 @@ def check_not_empty(config: GoldConfig | None, task: TaskConfig, gold: Gold) -> 
     ):
         if path and not records.num_rows:
             raise UserError(
-                f"gold.{name} has no usable record; left out: {gold.refusals()}{first}",
+                f"gold.{name} has no usable record; left out of all gold: {gold.refusals()}{first}",
                 f"its column {config.label!r} must hold the task's labels, {list(task.labels)}, or "
                 "their further spellings (task.labels)",
             )

@@ -11,15 +11,20 @@ from llambert.storage import MANIFEST, Folder, fingerprint, is_remote
 _HUB_TIMEOUT_S = 3.0
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS = _SAFETENSORS[0]
-_OF_A_TOKENIZER = ("tokenizer", "vocab", "merges", "spiece", "sentencepiece")  # names begin so
+# Names of a tokenizer's files begin so.
+_OF_A_TOKENIZER = (
+    *("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece"),
+    *("added_tokens", "special_tokens_map"),
+)
 _OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
 # Of a model's file this much is hashed at most: of a larger one pieces, from its start to its end.
 _HASHED_BYTES, _PIECE_BYTES = 64 * 2**20, 2**20
 
 
 def encoder_files(model: Folder) -> list[str]:
-    """Names of what a fine-tuned encoder's labels depend on: weights, config and tokenizer."""
-    return [WEIGHTS, "config.json", *(n for n in model.files() if n.startswith(_OF_A_TOKENIZER))]
+    """Names of what a fine-tuned encoder's labels depend on: weights, config, tokenizer, code."""
+    names = [n for n in model.files() if n.startswith(_OF_A_TOKENIZER) or n.endswith(".py")]
+    return [WEIGHTS, "config.json", *names]
 
 
 def fingerprint_encoder(model: Folder) -> str:

@@ -106,7 +106,7 @@ class Nights:
             StageError: the store failed, or the model was changed meanwhile.
         """
         with Lease(self.folder):
-            if (night := self._repair()) and night.held:
+            if night := self._repair():
                 yield night
             corpus = self._corpus()
             if gone := self._vanished(corpus.sources if corpus else ()):
@@ -164,15 +164,19 @@ class Nights:
         return False
 
     def _repair(self) -> Night | None:
-        """Conclude a night that was killed between its manifest and its last file."""
+        """Conclude a night that was killed between its manifest and its last file.
+
+        Returns:
+            That night, where it is held back and nobody has decided about it.
+        """
         number = max(self._numbers(), default=0)
         folder = self._night(number)
         manifest = folder.manifest()
         if manifest is None or self._concluded(number, manifest):
             return None
-        discarded = folder.exists(DISCARDED)
-        self._conclude(number, [] if discarded else self._frozen(number)[1], manifest)
-        return None if discarded else Night(number, folder, manifest)
+        rows = [] if folder.exists(DISCARDED) else self._frozen(number)[1]
+        self._conclude(number, rows, manifest)
+        return Night(number, folder, manifest) if undecided(folder) else None
 
     def _check_columns(self, corpus: Corpus) -> None:
         kept = (n for n in reversed(self._numbers()) if not self._night(n).exists(DISCARDED))

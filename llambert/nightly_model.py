@@ -39,24 +39,28 @@ def find_model(config: RunConfig, given: str | None) -> NightlyModel:
             "train a model for these labels, or name another with `--model`",
         )
     version = encoder_version(folder)
-    # What another program left may bear a manifest of weights that were there before
-    id = manifest.output if manifest and not given else _id(folder, Workdir(config.workdir))
+    # Not its manifest's: the files may have been changed since that was written
+    id = _id(folder, version, Workdir(config.workdir))
     return NightlyModel(folder, id, version, _training(folder, manifest))
 
 
 def encoder_version(model: Folder) -> str:
-    """What changes with one of the model's files; quicker to have than its fingerprint."""
-    return fingerprint(list_files(join(model.uri, name) for name in encoder_files(model)))
+    """What changes with one of the model's files; quicker to have than its fingerprint.
+
+    The same whatever way the folder is reached.
+    """
+    files = list_files(join(model.uri, name) for name in encoder_files(model))
+    return fingerprint([[os.path.basename(f["uri"]), f["size"], f["version"]] for f in files])
 
 
-def _id(model: Folder, workdir: Workdir) -> str:
+def _id(model: Folder, version: str, workdir: Workdir) -> str:
     """The model's fingerprint; files on an object store are read once for each ETag.
 
     A local file is quick to read, and a copy may have the size and time of another.
     """
     if not is_remote(model.uri):
         return fingerprint_encoder(model)
-    known, name = workdir / "nightly", f"model-{encoder_version(model)}.json"
+    known, name = workdir / "nightly", f"model-{version}.json"
     if not known.exists(name):
         known.write_json(name, {"model": model.uri, "id": fingerprint_encoder(model)})
     return str(known.read_json(name)["id"])

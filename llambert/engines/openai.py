@@ -1,10 +1,10 @@
 """Any endpoint that speaks OpenAI's chat completions, asked over HTTP."""
 
 import asyncio
+import hashlib
 import math
 import os
 import re
-import uuid
 from typing import Any
 
 import pyarrow as pa
@@ -103,10 +103,16 @@ class _Asker:
         self._given_up: UserError | None = None  # why nothing more is asked
 
     async def __call__(self, block: pa.Table) -> Any:
-        rows = await asyncio.gather(*(self._answer(**row) for row in block.to_pylist()))
-        answers = pa.Table.from_pylist(rows, schema=schema.RESPONSE)
-        await asyncio.to_thread(self._part.write_table, f"{uuid.uuid4().hex}.parquet", answers)
+        # Ray gives a block again where the actor died before it could tell of it
+        ids = "\n".join(block["id"].to_pylist()).encode()
+        name = f"{hashlib.sha256(ids).hexdigest()[:32]}.parquet"
+        if not await asyncio.to_thread(self._part.exists, name):
+            await asyncio.to_thread(self._part.write_table, name, await self._answers(block))
         yield block.select(["id"])
+
+    async def _answers(self, block: pa.Table) -> pa.Table:
+        rows = await asyncio.gather(*(self._answer(**row) for row in block.to_pylist()))
+        return pa.Table.from_pylist(rows, schema=schema.RESPONSE)
 
     async def _answer(self, id: str, text: str, text_hash: int) -> dict[str, Any]:
         import openai

@@ -1,15 +1,19 @@
 """Annotate with real engines: vLLM on CPU, an HTTP endpoint on loopback, recorded answers."""
 
+import asyncio
+import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from llambert import schema
 from llambert.annotate import AnnotateConfig, annotate
-from llambert.engines import vllm
+from llambert.engines import openai, vllm
 from llambert.errors import StageError, UserError
 from llambert.progress import Progress
 from llambert.storage import Folder
@@ -223,6 +227,46 @@ def test_a_changed_setting_is_used_for_what_failed_without_it(tmp_path, folder, 
     assert (outcome.details["failed"], outcome.details["warnings"]) == (0, [])
     assert [row["confidence"] is None for row in rows.values()] == [False] * 3 + [True] * 5
     assert sorted(asked.values()) == [1] * 3 + [2] * 5
+
+
+def test_a_killed_asker_is_started_again_and_every_answer_is_there_once(
+    tmp_path, folder, monkeypatch
+):
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    texts = {f"g{i}": f"good {i}" for i in range(60)}
+    with chat_server(tmp_path, delay_s=0.2) as server, ThreadPoolExecutor(1) as pool:
+        config = openai_config(server.url, concurrency=4, timeout_s=10)
+        outcome = pool.submit(run, config, texts, folder)
+        while len(server.requests()) < 20:
+            assert not outcome.done()
+            time.sleep(0.05)
+        askers = [each for each in psutil.process_iter() if "_Asker" in " ".join(_words(each))]
+        max(askers, key=psutil.Process.create_time).kill()  # one of a test before may be ending
+        told, rows = outcome.result()
+        twice = sum(times - 1 for times in server.asked().values())
+    assert (told.details["asked"], told.details["reused"]) == (60, 0)
+    assert {row["label"] for row in rows.values()} == {"positive"}
+    assert 0 < twice <= 3 * 4  # the blocks in hand
+
+
+def test_a_block_that_is_given_again_after_it_was_written_is_not_asked_again(
+    tmp_path, folder, monkeypatch
+):
+    monkeypatch.setenv("CHAT_KEY", KEY)
+    block = schema.SAMPLE.empty_table().append_column("text_hash", pa.array([], pa.int64()))
+    block = pa.table([["a", "b"], ["good", "bad"], [1, 2]], schema=block.schema)
+    with chat_server(tmp_path) as server, Progress("annotate", quiet=True) as progress:
+        config = openai_config(server.url)
+        for _ in range(2):  # the actor that died, and the one in its place
+            asker = openai._Asker(config, TASK, progress.ray_counter(), ray.put(KEY), folder)
+            assert asyncio.run(_only(asker(block)))["id"].to_pylist() == ["a", "b"]
+        assert set(server.asked().values()) == {1}
+    assert folder.read_table()["id"].to_pylist() == ["a", "b"]
+
+
+async def _only(blocks):
+    (block,) = [each async for each in blocks]
+    return block
 
 
 def test_an_endpoint_that_is_down_finishes_nothing(tmp_path, folder, monkeypatch):

@@ -192,10 +192,14 @@ def test_a_killed_night_goes_on_where_a_gpu_has_two_cores_beside_it(cluster, pla
     config, workdir = _config(place, "gpu", workers=[1, 1]), place / "gpu"
     driver = _start(config, place, cluster)
     _wait_for(workdir, driver, 1)
+    assert driver.poll() is None, "it ended before it could be killed"
     driver.kill()
     driver.wait()
     again = _start(config, place, cluster)
-    assert again.wait(timeout=200) == 0, (place / "gpu.log").read_text()
+    try:
+        assert again.wait(timeout=200) == 0, (place / "gpu.log").read_text()
+    finally:
+        again.kill()
     assert len(_labels(workdir)) == RECORDS
     (told,) = workdir.glob("nightly/*/night-0001/labels/manifest.json")
     details = json.loads(told.read_text())["details"]

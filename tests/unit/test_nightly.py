@@ -221,6 +221,17 @@ def test_a_held_night_that_was_killed_before_it_was_told_is_told_once(nights, co
     assert list(nights.label(print)) == [] and nights.waiting() == [1]
 
 
+def test_a_held_night_that_was_published_before_it_was_told_is_not_told_as_held(nights, config):
+    begun = nights._begin(open_corpus(config.corpus))
+    assert begun is not None
+    night = nights.folder / "night-0001"
+    details = {"held": ["why"], "waiting": [1]}
+    columns = {"columns": _columns(begun.corpus), "ids": "string"}
+    night.finish(Manifest("nightly", "f", "o", details=details, inputs=columns))
+    publish(config, "1")
+    assert list(nights.label(print)) == [] and (nights.waiting(), nights.last) == ([], 1)
+
+
 def test_nights_are_read_alike_but_for_those_that_were_discarded(nights, config, tmp_path):
     night = nights.folder / f"night-{done(nights, config, held=True):04d}"
     columns = {"columns": _columns(open_corpus(config.corpus))}
