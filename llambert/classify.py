@@ -145,12 +145,13 @@ def pool_size(
 def labelling_dtype(dtype: str) -> str:
     """The name of the torch dtype of all labellers: `dtype`, or for 'auto' what is fastest here.
 
-    That is bfloat16 on GPUs, and where all nodes that are up have Intel's matrix extensions (AMX);
-    else float32. One for all, so that no label depends on where its record was labelled.
+    That is bfloat16 on GPUs, and where the CPUs of all nodes that are up multiply in it (AVX-512
+    BF16, which those with AMX have too); else float32. One for all, so that no label depends on
+    where its record was labelled.
     """
     if dtype != "auto":
         return dtype
-    return "bfloat16" if cluster.gpus() or cluster.cpus_have("amx_bf16") else "float32"
+    return "bfloat16" if cluster.gpus() or cluster.cpus_have("avx512_bf16") else "float32"
 
 
 def _copies_that_fit(model: str) -> int:

@@ -231,7 +231,7 @@ def gpus(kind: str | None = None) -> int:
 
 
 def cpus_have(feature: str) -> bool:
-    """Whether the CPUs of all nodes have a feature, such as 'amx_bf16', by Linux' /proc/cpuinfo.
+    """Whether the CPUs of all nodes have a feature, such as 'avx512_bf16', by Linux' /proc/cpuinfo.
 
     Of the nodes that are up; where none is, there is no telling, and the answer is no.
     """

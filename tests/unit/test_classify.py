@@ -105,11 +105,11 @@ def test_another_activation_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "amx", "dtype"), [(1, False, "bfloat16"), (0, True, "bfloat16"), (0, False, "float32")]
+    ("gpus", "half", "dtype"), [(1, False, "bfloat16"), (0, True, "bfloat16"), (0, False, "float32")]
 )
-def test_half_precision_is_taken_where_it_is_fast(monkeypatch, gpus, amx, dtype):
+def test_half_precision_is_taken_where_it_is_fast(monkeypatch, gpus, half, dtype):
     monkeypatch.setattr(cluster, "gpus", lambda: gpus)
-    monkeypatch.setattr(cluster, "cpus_have", lambda feature: amx and feature == "amx_bf16")
+    monkeypatch.setattr(cluster, "cpus_have", lambda feature: half and feature == "avx512_bf16")
     assert labelling_dtype("auto") == dtype
     assert labelling_dtype("float16") == "float16"
 
