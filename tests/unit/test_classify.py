@@ -105,7 +105,8 @@ def test_another_activation_is_left_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("gpus", "half", "dtype"), [(1, False, "bfloat16"), (0, True, "bfloat16"), (0, False, "float32")]
+    ("gpus", "half", "dtype"),
+    [(1, False, "bfloat16"), (0, True, "bfloat16"), (0, False, "float32")],
 )
 def test_half_precision_is_taken_where_it_is_fast(monkeypatch, gpus, half, dtype):
     monkeypatch.setattr(cluster, "gpus", lambda: gpus)
