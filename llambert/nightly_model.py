@@ -38,9 +38,9 @@ def find_model(config: RunConfig, given: str | None) -> NightlyModel:
             f"{sorted(config.task.labels)}",
             "train a model for these labels, or name another with `--model`",
         )
-    version = encoder_version(folder)
-    # Not its manifest's: the files may have been changed since that was written
-    id = _id(folder, version, Workdir(config.workdir))
+    version, workdir = encoder_version(folder), Workdir(config.workdir)
+    # What another program left may bear a manifest of weights that were there before
+    id = manifest.output if manifest and not given else _id(folder, version, workdir)
     return NightlyModel(folder, id, version, _training(folder, manifest))
 
 
