@@ -164,11 +164,7 @@ class Nights:
         return False
 
     def _repair(self) -> Night | None:
-        """Conclude a night that was killed between its manifest and its last file.
-
-        Returns:
-            That night, where it is held back and nobody has decided about it.
-        """
+        """Conclude a night killed before its last file; it is returned if it is held, undecided."""
         number = max(self._numbers(), default=0)
         folder = self._night(number)
         manifest = folder.manifest()

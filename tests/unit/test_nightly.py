@@ -209,25 +209,25 @@ def test_a_night_killed_before_it_was_published_and_then_discarded_stays_so(nigh
     assert nights._begin(open_corpus(config.corpus)) is not None
 
 
-def test_a_held_night_that_was_killed_before_it_was_told_is_told_once(nights, config):
+def leave_held(nights: Nights, config: RunConfig) -> None:
+    """A first night as it was killed between its manifest and its last file, held back."""
     begun = nights._begin(open_corpus(config.corpus))
     assert begun is not None
     night = nights.folder / "night-0001"
     details = {"held": ["why"], "waiting": [1]}
     columns = {"columns": _columns(begun.corpus), "ids": "string"}
     night.finish(Manifest("nightly", "f", "o", details=details, inputs=columns))
+
+
+def test_a_held_night_that_was_killed_before_it_was_told_is_told_once(nights, config):
+    leave_held(nights, config)
     (told,) = nights.label(print)
     assert (told.number, told.held) == (1, ["why"])
     assert list(nights.label(print)) == [] and nights.waiting() == [1]
 
 
 def test_a_held_night_that_was_published_before_it_was_told_is_not_told_as_held(nights, config):
-    begun = nights._begin(open_corpus(config.corpus))
-    assert begun is not None
-    night = nights.folder / "night-0001"
-    details = {"held": ["why"], "waiting": [1]}
-    columns = {"columns": _columns(begun.corpus), "ids": "string"}
-    night.finish(Manifest("nightly", "f", "o", details=details, inputs=columns))
+    leave_held(nights, config)
     publish(config, "1")
     assert list(nights.label(print)) == [] and (nights.waiting(), nights.last) == ([], 1)
 
