@@ -46,6 +46,7 @@ RETRIES = 4
 # RoBERTa-large.
 _WORTH_AN_ACTOR = {"cpu": 2**19, "gpu": 2**24}
 _MALLOC = {-4: 0, -1: 2**31 - 1}  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
+_HALF = ("avx512_bf16", "amx_bf16")  # CPUs' features that multiply in bfloat16
 _MEMORY_SHARE = 0.5  # of a machine's memory, for the actors' copies of the model
 _COPIES = 2  # of the weights in an actor's memory: as loaded, and packed or in work
 
@@ -145,13 +146,13 @@ def pool_size(
 def labelling_dtype(dtype: str) -> str:
     """The name of the torch dtype of all labellers: `dtype`, or for 'auto' what is fastest here.
 
-    That is bfloat16 on GPUs, and where the CPUs of all nodes that are up multiply in it (AVX-512
-    BF16, which those with AMX have too); else float32. One for all, so that no label depends on
-    where its record was labelled.
+    That is bfloat16 on GPUs, and where the CPUs of all nodes that are up have AVX-512 BF16 or AMX,
+    which multiply in it; else float32. One for all, so that no label depends on where its record
+    was labelled.
     """
     if dtype != "auto":
         return dtype
-    return "bfloat16" if cluster.gpus() or cluster.cpus_have("avx512_bf16") else "float32"
+    return "bfloat16" if cluster.gpus() or cluster.cpus_have(*_HALF) else "float32"
 
 
 def _copies_that_fit(model: str) -> int:
@@ -314,8 +315,7 @@ class Labeller:
                 todo = [rest[part] for part in again[::-1]]
                 continue
             order.append(rows)
-            longest = len(rows) * int(lengths[rows].max())
-            cells += longest if self._forward.padded else int(lengths[rows].sum())
+            cells += self._forward.cells(lengths[rows])
         shares = np.zeros((len(sequences), len(self._names)), dtype=np.float32)
         if order:
             found = torch.cat(logits).float().softmax(dim=-1)

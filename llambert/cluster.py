@@ -230,8 +230,8 @@ def gpus(kind: str | None = None) -> int:
     return int(max(counts))
 
 
-def cpus_have(feature: str) -> bool:
-    """Whether the CPUs of all nodes have a feature, such as 'avx512_bf16', by Linux' /proc/cpuinfo.
+def cpus_have(*features: str) -> bool:
+    """Whether the CPUs of all nodes have one of the features, by Linux' names in /proc/cpuinfo.
 
     Of the nodes that are up; where none is, there is no telling, and the answer is no.
     """
@@ -240,7 +240,7 @@ def cpus_have(feature: str) -> bool:
 
     def has() -> bool:
         told = Path("/proc/cpuinfo")
-        return told.exists() and feature in told.read_text().split()
+        return told.exists() and not set(features).isdisjoint(told.read_text().split())
 
     task = ray.remote(num_cpus=0)(has)
     found = []

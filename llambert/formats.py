@@ -98,9 +98,9 @@ class SourceFile:
             yield
         except MemoryError as error:  # pyarrow's too: it says nothing of the file
             raise StageError(
-                f"the memory does not suffice to read {self.uri!r}: {error}",
-                "give the machine more memory or less to do, or write the file in smaller row "
-                "groups; then the same command goes on",
+                f"the memory does not suffice to read {self.uri!r}: {error!r}",
+                "give the machine more memory or less to do, then the same command goes on; a "
+                "Parquet file of smaller row groups takes less",
             ) from error
         except Exception as error:
             if self.error is not None:

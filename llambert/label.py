@@ -49,7 +49,8 @@ class LabelConfig(Section):
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         "auto",
-        description="auto: bfloat16 on GPUs, or where every CPU multiplies in it; else float32.",
+        description="auto: bfloat16 on GPUs, and where every CPU has AVX-512 BF16 or AMX; "
+        "else float32.",
     )
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",

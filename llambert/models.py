@@ -12,10 +12,8 @@ _HUB_TIMEOUT_S = 3.0
 _SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 WEIGHTS = _SAFETENSORS[0]
 # Names of a tokenizer's files begin so.
-_OF_A_TOKENIZER = (
-    *("tokenizer", "vocab", "merges", "spiece", "spm", "sentencepiece"),
-    *("added_tokens", "special_tokens_map"),
-)
+_VOCABULARIES = ("tokenizer", "vocab", "merges", "bpe", "spiece", "spm", "sentencepiece")
+_OF_A_TOKENIZER = (*_VOCABULARIES, "added_tokens", "special_tokens_map")
 _OF_NO_MODEL = (".md", ".png", ".jpg", ".svg", ".pdf")  # what lies in a model's folder beside it
 # Of a model's file this much is hashed at most: of a larger one pieces, from its start to its end.
 _HASHED_BYTES, _PIECE_BYTES = 64 * 2**20, 2**20

@@ -17,8 +17,8 @@ class NightlyModel:
     """A fine-tuned encoder."""
 
     folder: Folder
-    id: str  # `fingerprint_encoder`
-    version: str  # `encoder_version`, as found with the fingerprint
+    id: str  # `fingerprint_encoder`; of the run's own, as its training found it
+    version: str  # `encoder_version`, as found with the id
     training: Profile | None  # of the records it learned from, where its folder tells
 
 
@@ -39,7 +39,7 @@ def find_model(config: RunConfig, given: str | None) -> NightlyModel:
             "train a model for these labels, or name another with `--model`",
         )
     version, workdir = encoder_version(folder), Workdir(config.workdir)
-    # What another program left may bear a manifest of weights that were there before
+    # A manifest in a folder that is given may be of weights that were there before
     id = manifest.output if manifest and not given else _id(folder, version, workdir)
     return NightlyModel(folder, id, version, _training(folder, manifest))
 
@@ -60,7 +60,8 @@ def _id(model: Folder, version: str, workdir: Workdir) -> str:
     """
     if not is_remote(model.uri):
         return fingerprint_encoder(model)
-    known, name = workdir / "nightly", f"model-{version}.json"
+    # By its place too: not every store tells versions
+    known, name = workdir / "nightly", f"model-{fingerprint([model.uri, version])}.json"
     if not known.exists(name):
         known.write_json(name, {"model": model.uri, "id": fingerprint_encoder(model)})
     return str(known.read_json(name)["id"])

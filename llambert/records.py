@@ -240,6 +240,8 @@ def _first_readable(
             problems.append(f"{source.uri!r}: {error}")
             continue
         except StageError as error:  # before any work is done, access is the user's to mend
+            if isinstance(error.__cause__, MemoryError):
+                raise
             raise UserError(error.message, error.remedy) from error
         if schema is None:
             problems.append(f"{source.uri!r}: holds no record")

@@ -1,7 +1,6 @@
 """Any endpoint that speaks OpenAI's chat completions, asked over HTTP."""
 
 import asyncio
-import hashlib
 import math
 import os
 import re
@@ -14,7 +13,7 @@ from llambert.engines.config import FIRST_TOKENS, AnnotateConfig, constraint
 from llambert.engines.prompts import cut_middle
 from llambert.errors import UserError
 from llambert.progress import Counter
-from llambert.storage import Folder
+from llambert.storage import Folder, fingerprint
 from llambert.task import TaskConfig, control_pattern, messages
 
 _REFUSED = {401: "the key", 403: "access", 404: "the model or the path"}
@@ -96,6 +95,7 @@ class _Asker:
             timeout=config.openai.timeout_s,
             max_retries=config.openai.max_retries,
         )
+        self._written = set(part.files())  # by actors before this one too
         self._slots = asyncio.Semaphore(config.openai.concurrency)
         self._controls = control_pattern()
         self._parameters = _parameters(config, task)
@@ -104,10 +104,10 @@ class _Asker:
 
     async def __call__(self, block: pa.Table) -> Any:
         # Ray gives a block again where the actor died before it could tell of it
-        ids = "\n".join(block["id"].to_pylist()).encode()
-        name = f"{hashlib.sha256(ids).hexdigest()[:32]}.parquet"
-        if not await asyncio.to_thread(self._part.exists, name):
+        name = f"{fingerprint(block['id'].to_pylist())}.parquet"
+        if name not in self._written:
             await asyncio.to_thread(self._part.write_table, name, await self._answers(block))
+            self._written.add(name)
         yield block.select(["id"])
 
     async def _answers(self, block: pa.Table) -> pa.Table:

@@ -41,4 +41,5 @@ def test_sigterm_ends_a_command_that_waits_for_ray_with_one_sentence(joined):
 )
 def test_what_the_cpus_of_all_nodes_have(ray_session):
     assert cluster.cpus_have("sse2")  # which every such CPU has
+    assert cluster.cpus_have("none", "sse2")
     assert not cluster.cpus_have("sse4")  # a feature's whole name, and not a part of one

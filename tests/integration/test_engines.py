@@ -240,13 +240,14 @@ def test_a_killed_asker_is_started_again_and_every_answer_is_there_once(
         while len(server.requests()) < 20:
             assert not outcome.done()
             time.sleep(0.05)
-        askers = [each for each in psutil.process_iter() if "_Asker" in " ".join(_words(each))]
+        ours = psutil.Process().children(recursive=True)
+        askers = [each for each in ours if "_Asker" in " ".join(_words(each))]
         max(askers, key=psutil.Process.create_time).kill()  # one of a test before may be ending
         told, rows = outcome.result()
         twice = sum(times - 1 for times in server.asked().values())
     assert (told.details["asked"], told.details["reused"]) == (60, 0)
     assert {row["label"] for row in rows.values()} == {"positive"}
-    assert 0 < twice <= 3 * 4  # the blocks in hand
+    assert 0 < twice <= 2 * 4  # the blocks in hand
 
 
 def test_a_block_that_is_given_again_after_it_was_written_is_not_asked_again(

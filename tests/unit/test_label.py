@@ -50,10 +50,10 @@ def test_how_many_blocks_a_corpus_becomes(monkeypatch, corpus, actors, blocks):
 def test_a_run_goes_on_in_the_precision_that_it_began_with(monkeypatch, tmp_path):
     folder, config = Folder(str(tmp_path / "labels")), LabelConfig()
     monkeypatch.setattr(cluster, "gpus", lambda: 0)
-    monkeypatch.setattr(cluster, "cpus_have", lambda feature: True)
+    monkeypatch.setattr(cluster, "cpus_have", lambda *features: True)
     assert label._begin(config, "run", folder) == "bfloat16"
     folder.write_json("rows.json", [])
-    monkeypatch.setattr(cluster, "cpus_have", lambda feature: False)
+    monkeypatch.setattr(cluster, "cpus_have", lambda *features: False)
     warned = []
     monkeypatch.setattr(label.log, "warning", lambda text, *values: warned.append(text % values))
     assert label._begin(config, "run", folder) == "bfloat16"

@@ -9,8 +9,8 @@ import pytest
 from llambert.config import RunConfig
 from llambert.drift import Profile
 from llambert.errors import UserError
-from llambert.models import fingerprint_encoder
-from llambert.nightly_model import find_model
+from llambert.models import encoder_files, fingerprint_encoder
+from llambert.nightly_model import encoder_version, find_model
 from llambert.storage import Folder, Manifest
 from llambert.workdir import Workdir
 
@@ -91,6 +91,18 @@ def test_a_named_folder_is_known_by_what_its_labels_depend_on(config, tmp_path):
     assert find_model(config, folder.uri).training is None
 
 
+@pytest.mark.parametrize("name", ["special_tokens_map.json", "bpe.codes", "modeling_own.py"])
+def test_a_named_folder_is_known_by_its_tokenizer_and_code_too(config, tmp_path, name):
+    folder = Folder(str(tmp_path / "own"))
+    leave(folder, 0.9)
+    before = find_model(config, folder.uri)
+    folder.write_bytes("README.md", b"told anew")
+    assert find_model(config, folder.uri).id == before.id
+    folder.write_bytes(name, b"{}")
+    after = find_model(config, folder.uri)
+    assert after.id != before.id and after.version != before.version
+
+
 def test_what_is_no_model_for_the_task_is_refused(config, tmp_path):
     with pytest.raises(UserError, match=r"config\.json and model\.safetensors"):
         find_model(config, str(tmp_path))
@@ -109,6 +121,12 @@ def test_weights_on_an_object_store_are_read_once_for_each_etag(config, s3, monk
     assert first.id == fingerprint_encoder(folder)
     monkeypatch.setattr("llambert.nightly_model.fingerprint_encoder", lambda model: "read again")
     assert find_model(config, folder.uri).id == first.id
+    copy = Folder(f"{s3}/nightly-model-copy")
+    leave(copy, 0.9)
+    for name in encoder_files(folder):
+        copy.write_bytes(name, folder.fs.cat_file(folder.path(name)))
+    assert encoder_version(copy) == encoder_version(folder)  # whatever way it is reached
+    assert find_model(config, copy.uri).id == "read again"  # not every store tells versions
     folder.write_bytes("model.safetensors", b"x" * len(folder.uri))  # of the same size
     assert find_model(config, folder.uri).id == "read again"
 

@@ -367,11 +367,16 @@ def test_store_failure_is_not_a_corrupt_file(tmp_path, monkeypatch):
         rows(opened)
 
 
-def test_a_shortage_of_memory_is_not_a_corrupt_file(tmp_path):
-    (tmp_path / "a.txt").write_text("text")
-    file = formats.SourceFile(str(tmp_path / "a.txt"))
-    with file, pytest.raises(StageError, match="memory does not suffice to read"), file.decoding():
+def test_a_shortage_of_memory_is_neither_a_corrupt_file_nor_the_users_slip(tmp_path, monkeypatch):
+    def short(self, size=-1):
         raise pa.ArrowMemoryError("malloc of size 1 failed")
+
+    write_groups(tmp_path / "a.parquet")
+    opened = corpus(tmp_path, id="id")
+    monkeypatch.setattr(formats.SourceFile, "read", short)
+    for step in (lambda: rows(opened), lambda: corpus(tmp_path, id="id")):
+        with pytest.raises(StageError, match=r"memory does not suffice to read.*of size 1"):
+            step()
 
 
 class DriverError(Exception):
