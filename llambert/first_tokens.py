@@ -15,7 +15,8 @@ class Ends:
     """Where the sequences of a batch lie, end to end in one row.
 
     Attributes:
-        firsts: the first token of each, an int64 tensor of shape (sequences,) on the device.
+        firsts: the first token of each, an int64 tensor of shape (sequences or more,) on the
+            device; what is more is filling.
         runs: (first token, sequences, tokens of each) of neighbours of equal length.
         bounds: the starts and the end of the last, an int32 tensor of shape (sequences + 1,).
         longest: tokens of the longest.
@@ -39,7 +40,7 @@ class FirstTokensLayer(torch.nn.Module):
         self._layer = layer
 
     def forward(self, hidden: torch.Tensor, *_: Any, ends: Ends, **__: Any) -> torch.Tensor:
-        """(1, tokens, width) to (1, sequences, width)."""
+        """(1, tokens, width) to (1, as many as `ends.firsts`, width)."""
         attention = self._layer.attention
         own = attention.self
         first = hidden[:, ends.firsts]
@@ -54,7 +55,7 @@ class FirstTokensLayer(torch.nn.Module):
 def _attention(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, ends: Ends, scaling: float
 ) -> torch.Tensor:
-    """One query for each sequence, over that sequence: (sequences, heads, size)."""
+    """Each query of a sequence, over that sequence: (queries, heads, size)."""
     if query.device.type == "cuda":
         from torch.nn.attention.varlen import varlen_attn
 
@@ -71,4 +72,5 @@ def _attention(
             torch.nn.functional.scaled_dot_product_attention(queries, keys, values, scale=scaling)
         )
         row += count
-    return torch.cat(found)[:, :, 0]
+    filling = torch.zeros_like(query[row:, :, None])
+    return torch.cat([*found, filling])[:, :, 0]

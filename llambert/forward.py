@@ -19,6 +19,9 @@ Tokens = NDArray[np.int32]  # the token ids of one sequence
 
 _ATTENTION = "llambert_end_to_end"
 _LONG = 256  # tokens from which faster products may pay for being called head by head
+# oneDNN gets tokens, and first ones of sequences, filled up to a multiple of this: of each number
+# of them that it meets it keeps kernels for good, some 300 KB.
+_MULTIPLE = 32
 _TRIALS = 5  # of each way of attention; the fastest counts, for others may have disturbed
 # Families whose classification reads the first token alone, by transformers' class, and the number
 # of the first position: RoBERTa counts from the padding token's id plus one.
@@ -54,9 +57,10 @@ class Forward:
         if not self.padded:
             self._head = _end_to_end_only(model)
             self._first_position = _FIRST_POSITION[type(model).__name__](model.config)
-        self._by_head = False
+        self._by_head, self._multiple = False, 1
         if known and self.device.type == "cpu" and _onednn_multiplies(self.dtype):
             _use_onednn(model)
+            self._multiple = _MULTIPLE
             self._by_head = self.dtype == torch.float32 and _heads_pay(model.config)
 
     def __call__(self, sequences: Sequence[Tokens]) -> Any:
@@ -65,6 +69,12 @@ class Forward:
 
         with torch.inference_mode():
             return self._padded(sequences) if self.padded else self._end_to_end(sequences)
+
+    def cells(self, lengths: NDArray[np.int64]) -> int:
+        """Tokens and padding that are computed for a batch of sequences of these lengths."""
+        if self.padded:
+            return len(lengths) * int(lengths.max())
+        return -(-int(lengths.sum()) // self._multiple) * self._multiple
 
     def _padded(self, sequences: Sequence[Tokens]) -> Any:
         inputs = pad(sequences, self._pad_id)
@@ -79,20 +89,27 @@ class Forward:
 
         lengths = [len(tokens) for tokens in sequences]
         starts = np.concatenate([[0], np.cumsum(lengths)])
-        ids = np.concatenate(sequences).astype(np.int64)
         positions = np.concatenate([np.arange(n) for n in lengths]) + self._first_position
         hidden = self._model.base_model(
-            input_ids=self._to_device(torch.from_numpy(ids[None])),
-            position_ids=self._to_device(torch.from_numpy(positions[None])),
+            input_ids=self._filled(np.concatenate(sequences), self._pad_id)[None],
+            position_ids=self._filled(positions, self._first_position)[None],
             ends=Ends(
-                firsts=self._to_device(torch.from_numpy(starts[:-1])),
+                firsts=self._filled(starts[:-1], 0),
                 runs=_runs(lengths),
                 bounds=self._to_device(torch.from_numpy(starts.astype(np.int32))),
                 longest=max(lengths),
             ),
             by_head=self._by_head,
         ).last_hidden_state[0]
-        return self._head(hidden[:, None].float())
+        return self._head(hidden[: len(sequences), None].float())
+
+    def _filled(self, values: NDArray[np.integer], filling: int) -> Any:
+        """`values` on the device, with `filling` at the end up to a multiple of `_MULTIPLE`."""
+        import torch
+
+        short = -len(values) % self._multiple
+        values = np.pad(values.astype(np.int64), (0, short), constant_values=filling)
+        return self._to_device(torch.from_numpy(values))
 
     def _to_device(self, tensor: Any) -> Any:
         if self.device.type != "cuda":
@@ -221,6 +238,7 @@ def _attention(
         else:
             found = torch.nn.functional.scaled_dot_product_attention(*parts, scale=scaling)
         out[0, start:end] = found.transpose(1, 2).reshape(end - start, heads, size)
+    out[0, end:] = 0  # the filling
     return out, None
 
 
