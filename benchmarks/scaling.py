@@ -4,8 +4,9 @@
 
 Short invented records go through the corpus stage and the label stage, each size and number of
 workers in a process and a Ray of its own. Twice a second its memory is read: of the driver, of the
-largest worker and of all workers what they share with nobody (USS), of the object store what is in
-use, by Ray's own word. Printed at the end is what changes from the last but one size to the
+largest worker and of all workers what they have allocated themselves (Linux' anonymous memory; what
+of libraries is theirs alone depends on which other processes there are), of the object store what
+is in use, by Ray's own word. Printed at the end is what changes from the last but one size to the
 largest: with the sizes by default from 100,000 to 1,000,000 records.
 """
 
@@ -166,14 +167,21 @@ def _memory(driver: int) -> dict[str, int]:
         try:
             name = " ".join(process.cmdline()[:1])
             if process.pid == driver:
-                found["driver"] = process.memory_full_info().uss
+                found["driver"] = _anonymous(process.pid)
             elif name.startswith("ray::"):
-                size = process.memory_full_info().uss
+                size = _anonymous(process.pid)
                 found["largest_worker"] = max(found["largest_worker"], size)
                 found["all_workers"] += size
-        except psutil.Error:  # it has just ended
+        except (psutil.Error, OSError):  # it has just ended
             continue
     return found
+
+
+def _anonymous(pid: int) -> int:
+    """Bytes that a process has allocated and are in memory."""
+    told = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    (line,) = [line for line in told if line.startswith("Anonymous:")]
+    return int(line.split()[1]) * 1024
 
 
 def _line(row: dict[str, Any]) -> str:
