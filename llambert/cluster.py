@@ -24,10 +24,6 @@ _ENVIRONMENT = {
     # An actor that tells the workers of a preemption to come, on which ours do not act: they go on
     # from the last checkpoint, whatever ended them.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-    # The share of its budget that Ray Data reads ahead whatever becomes of it: by default half, a
-    # small corpus as a whole and gigabytes of a large one. With none it reads ahead twice what the
-    # next stage has in hand.
-    "RAY_DATA_DOWNSTREAM_CAPACITY_OBJECT_STORE_BUDGET_UTIL_THRESHOLD": "0",
     # How long to wait before a block is given to an actor again that does not answer, by doubling:
     # by Ray's own figures all of them fail within 6 s, and a node that is gone is known to be so
     # only after some 20 s.
