@@ -108,8 +108,12 @@ def _committed(workdir: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in files if file.name.startswith(done)}
 
 
-def _kill(kind: str, driver: subprocess.Popen, cluster: Any, rng: random.Random) -> None:
-    """SIGKILL to the driver, to one of the workers at work, or to all of a node."""
+def _kill(kind: str, driver: subprocess.Popen, cluster: Any, rng: random.Random) -> bool:
+    """SIGKILL to the driver, to one of the workers at work, or to all of a node.
+
+    Returns:
+        Whether it was killed: a night that is about to end has no worker left.
+    """
     nodes = sorted(cluster.worker_nodes, key=lambda node: node.unique_id)
     if kind == "driver":
         driver.kill()
@@ -118,9 +122,14 @@ def _kill(kind: str, driver: subprocess.Popen, cluster: Any, rng: random.Random)
         cluster.add_node(**NODE)  # as an autoscaler would
     else:
         raylets = [psutil.Process(n.all_processes["raylet"][0].process.pid) for n in nodes]
-        workers = [p for raylet in raylets for p in raylet.children() if _at_work(p)]
-        assert workers, "no worker was there"
+        deadline = time.monotonic() + 200
+        while not (workers := [p for r in raylets for p in r.children() if _at_work(p)]):
+            if driver.poll() is not None:
+                return False
+            assert time.monotonic() < deadline, "no worker was there"
+            time.sleep(0.02)
         rng.choice(workers).send_signal(signal.SIGKILL)
+    return True
 
 
 def _at_work(process: psutil.Process) -> bool:
@@ -158,11 +167,10 @@ def test_labels_are_those_of_an_undisturbed_run_whatever_is_killed(cluster, plac
         for kind in rng.sample(KINDS, len(KINDS)):
             _wait_for(workdir, driver, len(_committed(workdir)) + 1)
             time.sleep(rng.random())
-            if driver.poll() is not None:
+            before = _committed(workdir)
+            if driver.poll() is not None or not _kill(kind, driver, cluster, rng):
                 print(f"night {number}: ended before the {kind} could be killed")
                 break
-            before = _committed(workdir)
-            _kill(kind, driver, cluster, rng)
             print(f"night {number}: {kind} killed after {len(before)} of about {files} files")
             if kind == "driver":
                 driver.wait()
