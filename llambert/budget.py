@@ -17,9 +17,8 @@ _ENOUGH_S = 10.0  # no larger budget is tried after so long
 # of one sequence do not show.
 _GAIN = {"cpu": 1.05, "cuda": 1.02}
 _MEMORY_SHARE = 0.9  # of the device's
-_MEASUREMENTS = (
-    3  # by so many starts, of which each budget's best counts: others may have disturbed
-)
+# By so many starts, of which each budget's best counts: others may have disturbed.
+_MEASUREMENTS = 3
 
 
 def find_budget(forward: Forward, config: Any, longest: Tokens) -> int:

@@ -19,9 +19,6 @@ Tokens = NDArray[np.int32]  # the token ids of one sequence
 
 _ATTENTION = "llambert_end_to_end"
 _LONG = 256  # tokens from which faster products may pay for being called head by head
-# oneDNN gets tokens, and first ones of sequences, filled up to a multiple of this: of each number
-# of them that it meets it keeps kernels for good, some 300 KB.
-_MULTIPLE = 32
 _TRIALS = 5  # of each way of attention; the fastest counts, for others may have disturbed
 # Families whose classification reads the first token alone, by transformers' class, and the number
 # of the first position: RoBERTa counts from the padding token's id plus one.
@@ -49,6 +46,8 @@ class Forward:
     def __init__(self, model: Any, pad_id: int) -> None:
         import torch
 
+        from llambert.onednn import ROWS, fill_linear_layers
+
         self._model = model.eval()
         self._pad_id = pad_id
         self.device, self.dtype = model.device, model.dtype
@@ -58,10 +57,13 @@ class Forward:
             self._head = _end_to_end_only(model)
             self._first_position = _FIRST_POSITION[type(model).__name__](model.config)
         self._by_head, self._multiple = False, 1
-        if known and self.device.type == "cpu" and _onednn_multiplies(self.dtype):
-            _use_onednn(model)
-            self._multiple = _MULTIPLE
-            self._by_head = self.dtype == torch.float32 and _heads_pay(model.config)
+        if self.device.type == "cpu" and _onednn_multiplies(self.dtype):
+            if known:
+                _use_onednn(model)
+                self._multiple = ROWS
+                self._by_head = self.dtype == torch.float32 and _heads_pay(model.config)
+            elif self.dtype == torch.bfloat16:  # which torch multiplies by oneDNN
+                fill_linear_layers(model)
 
     def __call__(self, sequences: Sequence[Tokens]) -> Any:
         """Logits as a tensor of shape (sequences, labels) on the model's device."""
@@ -104,7 +106,7 @@ class Forward:
         return self._head(hidden[: len(sequences), None].float())
 
     def _filled(self, values: NDArray[np.integer], filling: int) -> Any:
-        """`values` on the device, with `filling` at the end up to a multiple of `_MULTIPLE`."""
+        """`values` on the device, with `filling` at the end up to a multiple of `ROWS`."""
         import torch
 
         short = -len(values) % self._multiple

@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+# Rows of a product, such as a batch's tokens, are filled up to a multiple of this: of each number
+# of them that it meets oneDNN keeps kernels for good, some 300 KB.
+ROWS = 32
+
 
 class OneDnnLinear(torch.nn.Module):
     """For inference: `torch.nn.Linear` with packed weights, and an activation in the same pass.
@@ -38,13 +42,36 @@ def attention(
 
     One head after the other, so that its scores stay in the core's cache.
     """
+    tokens = query.shape[1]
+    query, key, value = (_filled(each) for each in (query * scaling, key, value))
     out = torch.empty(query.shape)
-    query, key = (query * scaling).contiguous(), key.contiguous()
     turned = value.transpose(1, 2).contiguous()
     for head in range(len(query)):
         scores = _product(query[head], key[head])
+        scores[:, tokens:] = -torch.inf
         out[head] = _product(scores.softmax(-1), turned[head])
-    return out
+    return out[:, :tokens]
+
+
+def fill_linear_layers(model: torch.nn.Module) -> None:
+    """Let the model's linear layers meet few numbers of rows, for inference; in place."""
+    for module in model.modules():
+        if type(module) is torch.nn.Linear:
+            module.__class__ = _FilledLinear
+
+
+class _FilledLinear(torch.nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """(…, in) to (…, out)."""
+        rows = inputs.reshape(-1, self.in_features)
+        found = super().forward(_filled(rows))[: len(rows)]
+        return found.view(*inputs.shape[:-1], self.out_features)
+
+
+def _filled(rows: torch.Tensor) -> torch.Tensor:
+    """(…, rows, n), contiguous, with zeros at its end up to a multiple of `ROWS`."""
+    short = -rows.shape[-2] % ROWS
+    return torch.nn.functional.pad(rows, (0, 0, 0, short)) if short else rows.contiguous()
 
 
 def train_linear_layers(model: torch.nn.Module) -> None:
