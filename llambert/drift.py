@@ -51,8 +51,8 @@ class NightlyConfig(Section):
     least_records: int = Field(
         500,
         ge=1,
-        description="Smaller nights are not judged, for chance alone may take them past the "
-        "bounds; with dozens of labels ask for thousands.",
+        description="Nights of fewer labels are not judged, for chance alone may take them past "
+        "the bounds; with dozens of labels ask for thousands.",
     )
 
 

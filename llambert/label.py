@@ -55,7 +55,8 @@ class LabelConfig(Section):
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="Most tokens, padding included, of one forward pass; auto: measured on the "
-        "device when a worker starts there first. Halved where the memory does not suffice.",
+        "device when a worker starts there first. Halved where the memory does not suffice. CPUs "
+        "fill it up to a multiple of 32.",
     )
     probabilities: bool = Field(False, description="Write the probability of every label too.")
 
@@ -157,8 +158,11 @@ def label(
 
 
 def _begin(config: LabelConfig, run: str, folder: Folder) -> str:
-    """The dtype that the run labels in: as it began, whatever machines it goes on with."""
-    begun = folder.read_json(_RUN) if folder.exists(_RUN) else {}
+    """The dtype that the run labels in: as it began, whatever machines it goes on with.
+
+    Labels without their checkpoint are what a kill left of a finished run that was being removed.
+    """
+    begun = folder.read_json(_RUN) if folder.exists(CHECKPOINT) and folder.exists(_RUN) else {}
     if begun.get("run") != run or "dtype" not in begun:
         folder.remove()
         begun = {"run": run, "dtype": labelling_dtype(config.dtype)}

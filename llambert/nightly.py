@@ -96,8 +96,9 @@ class Nights:
             vanished: is told of files of a killed night that are there no more, once.
 
         Yields:
-            The nights done now, each as soon as it is, up to two; and before them one that was
-            killed when its labels were there, and held back with nobody told.
+            The nights done now, each as soon as it is, up to two; or one alone that was killed when
+            its labels were there, and held back with nobody told. One that is held back is the
+            last: it is to be looked at first.
 
         Raises:
             UserError: another process is at it, the corpus is not to be read, or the cluster is
@@ -108,6 +109,7 @@ class Nights:
         with Lease(self.folder):
             if night := self._repair():
                 yield night
+                return
             corpus = self._corpus()
             if gone := self._vanished(corpus.sources if corpus else ()):
                 vanished(gone)
@@ -123,8 +125,9 @@ class Nights:
                 have = cluster.resources()
                 needs = required_resources(self._config.label, have)
                 fits("the night", needs, have, cluster.nodes())
-                yield self._do(job)
-                corpus = self._corpus() if resumed else None
+                night = self._do(job)
+                yield night
+                corpus = self._corpus() if resumed and not night.held else None
                 if corpus and (further := self._begin(corpus)):
                     yield self._do(further)
 
@@ -141,6 +144,8 @@ class Nights:
         config = self._config.corpus
         # Of a corpus that was read before no file need be readable now
         ids = next((manifest.inputs.get("ids") for _, manifest in self._published()), None)
+        if ids is None and (number := self._begun()) is not None:
+            ids = self._night(number).read_json(_SOURCES).get("ids")
         try:
             return open_corpus(config, ids=ids)
         except NoFilesError:
@@ -232,7 +237,8 @@ class Nights:
         self._night(number).remove()  # of a killed night whose files are not as they were
         pairs = zip(chosen, rows, strict=True)
         frozen = [{**vars(source), "hash": row.hash} for source, row in pairs]
-        self._night(number).write_json(_SOURCES, {"files": files, "sources": frozen})
+        begun = {"files": files, "ids": str(corpus.id_type), "sources": frozen}
+        self._night(number).write_json(_SOURCES, begun)
         return _Job(number, replace(corpus, sources=tuple(chosen)), rows, files)
 
     def _do(self, job: _Job) -> Night:

@@ -58,8 +58,8 @@ def discard(config: RunConfig, night: str, model: str | None = None) -> Folder:
                 f"night {number} is published: {folder.uri!r}",
                 "only a night that is held back can be discarded",
             )
+        Ledger(home).forget(number)  # first: a kill in between leaves the night held back
         folder.write_bytes(DISCARDED, b"")
-        Ledger(home).forget(number)
     return folder
 
 
@@ -70,6 +70,11 @@ def _find(config: RunConfig, option: str, night: str, model: str | None) -> tupl
         raise UserError(
             f"--{option} {night!r} names no night",
             "give its number, such as 7, or MODEL/7 with a folder of nightly/ in the workdir",
+        )
+    if model and named[1]:
+        raise UserError(
+            f"--{option} {night!r} and --model {model!r} both name a model",
+            f"leave one of them out: --{option} {named[2]}",
         )
     check_writable(Workdir(config.workdir))
     nightly, number = Workdir(config.workdir) / "nightly", int(named[2])

@@ -129,12 +129,12 @@ def run_step(step: Step, progress: Progress) -> Manifest:
         CountError: the stage's counts do not add up.
     """
     step.check_inputs()
-    if step.folder.manifest():
-        if step.from_scratch:
-            step.folder.remove()
-        elif step.scratch:  # a kill as the step was finished may have left it
-            (step.folder / step.scratch).remove()
-    step.folder.unfinish()
+    finished = step.folder.manifest() is not None
+    step.folder.unfinish()  # first: a kill in what follows must not leave it
+    if finished and step.from_scratch:
+        step.folder.remove()
+    elif finished and step.scratch:  # a kill as the step was finished may have left it
+        (step.folder / step.scratch).remove()
     started = time.monotonic()
     outcome = step.run(progress)
     counts = outcome.counts

@@ -250,7 +250,7 @@ class Folder:
                 tables.append(pq.read_table(file, columns=columns))
         return pa.concat_tables(tables, promote_options="default") if tables else pa.table({})
 
-    def row_count(self, skip: str = "//") -> int:
+    def row_count(self, skip: str | None = None) -> int:
         """Rows of the Parquet files directly in the folder, from their footers alone.
 
         Args:
@@ -261,7 +261,7 @@ class Folder:
             with self.fs.open(self.path(name), "rb") as file:
                 return pq.ParquetFile(file).metadata.num_rows
 
-        names = [name for name in self.files(".parquet") if not name.endswith(skip)]
+        names = [name for name in self.files(".parquet") if not (skip and name.endswith(skip))]
         with ThreadPoolExecutor(_READERS) as readers:
             return sum(readers.map(rows, names))
 

@@ -53,10 +53,19 @@ def test_a_run_goes_on_in_the_precision_that_it_began_with(monkeypatch, tmp_path
     monkeypatch.setattr(cluster, "cpus_have", lambda *features: True)
     assert label._begin(config, "run", folder) == "bfloat16"
     folder.write_json("rows.json", [])
+    (folder / label.CHECKPOINT).write_json("ids.json", [])
     monkeypatch.setattr(cluster, "cpus_have", lambda *features: False)
     warned = []
     monkeypatch.setattr(label.log, "warning", lambda text, *values: warned.append(text % values))
     assert label._begin(config, "run", folder) == "bfloat16"
     assert folder.exists("rows.json") and "label.dtype=float32 begins anew" in warned[0]
     assert label._begin(config, "another run", folder) == "float32"
+    assert not folder.exists("rows.json")
+
+
+def test_labels_that_lost_their_checkpoint_are_made_anew(tmp_path):
+    folder = Folder(str(tmp_path / "labels"))
+    label._begin(LabelConfig(dtype="float32"), "run", folder)
+    folder.write_json("rows.json", [])
+    label._begin(LabelConfig(dtype="float32"), "run", folder)
     assert not folder.exists("rows.json")

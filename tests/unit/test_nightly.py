@@ -185,6 +185,15 @@ def test_a_discarded_nights_files_are_new_again(nights, config, tmp_path):
     assert [Path(entry.uri).name for entry in job.entries] == ["b.txt", "c.txt"]
 
 
+def test_a_kill_while_a_night_is_discarded_leaves_it_held_and_its_files_new(nights, config):
+    number = done(nights, config, held=True)
+    Ledger(nights.folder).forget(number)  # what is done first
+    assert nights.waiting() == [number] and nights.last == number
+    assert nights._begin(open_corpus(config.corpus)) is not None
+    discard(config, str(number))
+    assert nights.waiting() == []
+
+
 def test_a_night_that_was_discarded_before_the_ledger_had_it_leaves_its_files_new(nights, config):
     begun = nights._begin(open_corpus(config.corpus))
     assert begun is not None
@@ -219,10 +228,13 @@ def leave_held(nights: Nights, config: RunConfig) -> None:
     night.finish(Manifest("nightly", "f", "o", details=details, inputs=columns))
 
 
-def test_a_held_night_that_was_killed_before_it_was_told_is_told_once(nights, config):
+def test_a_held_night_that_was_killed_before_it_was_told_is_told_once(nights, config, tmp_path):
     leave_held(nights, config)
+    new = tmp_path / "corpus" / "c.txt"
+    new.write_text("a text that is new, to be labelled once the night was looked at")
     (told,) = nights.label(print)
     assert (told.number, told.held) == (1, ["why"])
+    new.unlink()
     assert list(nights.label(print)) == [] and nights.waiting() == [1]
 
 
@@ -281,6 +293,20 @@ def test_a_night_needs_no_file_that_can_be_read(nights, config, tmp_path):
     corpus = nights._corpus()
     assert corpus is not None and [source.name for source in corpus.sources] == ["c.txt"]
     assert corpus.id_type == pa.string()
+
+
+def test_a_night_that_was_killed_goes_on_with_ids_of_its_type(nights, config, tmp_path):
+    """Else those it has labelled and those to come could not be compared."""
+    written = {"c": '{"id": 1, "text": "a"}', "a": '{"id": "x", "text": "b"}'}
+    jsonl = {"path": str(tmp_path / "lines"), "id": "id", "text": "text"}
+    config = RunConfig.model_validate(config.model_dump() | {"corpus": jsonl})
+    nights = Nights(config, str(tmp_path / "model"))
+    (tmp_path / "lines").mkdir()
+    for name, line in written.items():
+        (tmp_path / "lines" / f"{name}.jsonl").write_text(line + "\n")
+        corpus = nights._corpus()
+        assert corpus is not None and corpus.id_type == pa.int64()
+        nights._unfinished(corpus) or nights._begin(corpus)  # and is killed
 
 
 def test_a_night_that_refused_most_records_is_held_back():

@@ -1,6 +1,9 @@
 """What a step that fails leaves, and what `llambert status` says of one that is stale."""
 
 import json
+import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,3 +122,41 @@ def test_two_who_try_a_workdir_at_once_do_not_disturb_each_other(tmp_path, monke
     monkeypatch.setattr(Folder, "write_bytes", meanwhile)
     check_writable(workdir)
     assert inside and not list(tmp_path.iterdir())
+
+
+KILLED = """
+import os, signal, sys
+from llambert.progress import Progress
+from llambert.step import Step, run_step
+from llambert.storage import Folder
+
+removed, unlink = [], os.unlink
+
+def kill_at_the_third(*args, **kwargs):
+    removed.append(args)
+    if len(removed) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    unlink(*args, **kwargs)
+
+os.unlink = kill_at_the_third
+step = Step("label", "label", Folder(sys.argv[1]), print, settings=[{}], from_scratch=True)
+with Progress("label", quiet=True) as progress:
+    run_step(step, progress)
+"""
+
+
+def test_a_kill_while_a_finished_folder_is_removed_leaves_it_not_done(tmp_path):
+    def run(progress: Progress) -> Outcome:
+        for number in range(50):
+            again.folder.write_json(f"{number}.json", [])
+        return Outcome({"in": 0, "out": 0, "dropped": {}})
+
+    folder = Folder(str(tmp_path / "labels"))
+    again = Step("label", "label", folder, run, settings=[{}], from_scratch=True)
+    with Progress("label", quiet=True) as progress:
+        run_step(again, progress)
+        assert again.state == "done"
+        killed = subprocess.run([sys.executable, "-c", KILLED, folder.uri])
+        assert killed.returncode == -signal.SIGKILL
+        assert 40 < len(folder.files(".json")) < 51
+        assert replace(again).state == "missing"
