@@ -365,8 +365,8 @@ def _refuse_absent(pipeline: "Pipeline", stage: str) -> None:
 
 def _warn_of_the_vanished(uris: list[str]) -> None:
     click.secho(
-        "warning: a night was killed, and these of its files are there no more, which it has not "
-        f"labelled: {', '.join(uris)}",
+        "warning: a night was not finished, and these of its files are there no more, which it has "
+        f"not labelled: {', '.join(uris)}",
         fg="yellow",
         err=True,
     )

@@ -109,8 +109,7 @@ class Lease:
         raise UserError(
             f"another run holds {self._workdir.uri!r}: process {found['pid']} on {found['host']}, "
             f"since {found['since']}",
-            f"wait for it, or give this run another workdir; if its machine is gone, try again in "
-            f"{_STALE_S:.0f} s",
+            f"wait for it; if its machine is gone, try again in {_STALE_S:.0f} s",
         )
 
     def _alive(self, number: int, found: dict[str, Any]) -> bool:
