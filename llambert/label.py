@@ -55,8 +55,8 @@ class LabelConfig(Section):
     batch_tokens: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
         "auto",
         description="Most tokens, padding included, of one forward pass; auto: measured on the "
-        "device when a worker starts there first. Halved where the memory does not suffice. CPUs "
-        "fill it up to a multiple of 32.",
+        "device when a worker starts there first. Halved where the memory does not suffice. On "
+        "CPUs most passes are filled up to a multiple of 32 tokens.",
     )
     probabilities: bool = Field(False, description="Write the probability of every label too.")
 
@@ -164,6 +164,8 @@ def _begin(config: LabelConfig, run: str, folder: Folder) -> str:
     """
     begun = folder.read_json(_RUN) if folder.exists(CHECKPOINT) and folder.exists(_RUN) else {}
     if begun.get("run") != run or "dtype" not in begun:
+        if folder.exists(_RUN):
+            folder.fs.rm_file(folder.path(_RUN))  # first: a kill in what follows must not leave it
         folder.remove()
         begun = {"run": run, "dtype": labelling_dtype(config.dtype)}
         folder.write_json(_RUN, begun)

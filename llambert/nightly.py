@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
 
+import pyarrow as pa
+
 from llambert import cluster
 from llambert.config import RunConfig
 from llambert.corpus import inspect_corpus
@@ -144,8 +146,6 @@ class Nights:
         config = self._config.corpus
         # Of a corpus that was read before no file need be readable now
         ids = next((manifest.inputs.get("ids") for _, manifest in self._published()), None)
-        if ids is None and (number := self._begun()) is not None:
-            ids = self._night(number).read_json(_SOURCES).get("ids")
         try:
             return open_corpus(config, ids=ids)
         except NoFilesError:
@@ -189,8 +189,8 @@ class Nights:
                 "set these as they were, or give the nights that follow another workdir",
             )
 
-    def _frozen(self, number: int) -> tuple[tuple[Source, ...], list[Entry], dict[str, int]]:
-        """The files of a night that was begun, as they were then: as in `_Job`."""
+    def _frozen(self, number: int) -> tuple[tuple[Source, ...], list[Entry], dict[str, Any]]:
+        """The files of a night that was begun, as they were then, as in `_Job`, and all of it."""
         found = self._night(number).read_json(_SOURCES)
         sources, rows = [], []
         for each in found["sources"]:
@@ -198,16 +198,20 @@ class Nights:
             source = Source(**each)
             sources.append(source)
             rows.append(Entry(source.uri, source.size, source.version, digest, number))
-        return tuple(sources), rows, found["files"]
+        return tuple(sources), rows, found
 
     def _unfinished(self, corpus: Corpus) -> _Job | None:
-        """The night that was begun last, if it is not finished and its files are as they were."""
+        """The night that was begun last, if it is not finished and its files are as they were.
+
+        Its ids keep their type, whatever came since: those labelled are compared with the others.
+        """
         if (number := self._begun()) is None:
             return None
-        sources, rows, files = self._frozen(number)
-        if not set(sources) <= set(corpus.sources):
+        sources, rows, begun = self._frozen(number)
+        if not set(sources) <= set(corpus.sources) or begun.get("columns") != _columns(corpus):
             return None
-        return _Job(number, replace(corpus, sources=sources), rows, files)
+        corpus = replace(corpus, sources=sources, id_type=pa.type_for_alias(begun["ids"]))
+        return _Job(number, corpus, rows, begun["files"])
 
     def _begun(self) -> int | None:
         """The number of a night that has chosen its files and is not finished, if there is one."""
@@ -237,8 +241,8 @@ class Nights:
         self._night(number).remove()  # of a killed night whose files are not as they were
         pairs = zip(chosen, rows, strict=True)
         frozen = [{**vars(source), "hash": row.hash} for source, row in pairs]
-        begun = {"files": files, "ids": str(corpus.id_type), "sources": frozen}
-        self._night(number).write_json(_SOURCES, begun)
+        read = {"columns": _columns(corpus), "ids": str(corpus.id_type)}
+        self._night(number).write_json(_SOURCES, {"files": files, **read, "sources": frozen})
         return _Job(number, replace(corpus, sources=tuple(chosen)), rows, files)
 
     def _do(self, job: _Job) -> Night:
@@ -305,7 +309,6 @@ class Nights:
             *("label", "label", folder / "labels", classify),
             inputs={"corpus": inspected.output, "train": model.id},
             settings=[config.label.what_matters(), model.version],
-            from_scratch=True,
         )
         return inspected, _made(labels, config.name)
 

@@ -296,7 +296,7 @@ class Pipeline:
             return label(config, *records, encoder, step.fingerprint, folder, progress, trusted)
 
         parts = ("label", "label", folder, run, inputs, settings)
-        step = Step(*parts, from_scratch=True, scratch=CHECKPOINT)
+        step = Step(*parts, scratch=CHECKPOINT)
         return step
 
     @once

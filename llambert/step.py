@@ -31,7 +31,6 @@ class Step:
     settings: Any = None  # the stage's section, or a list that begins with it where it has names
     named: dict[str, Any] = field(default_factory=dict)  # settings of `settings`, by their names
     unit: tuple[str, int] | None = None  # variant and seed of a training step
-    from_scratch: bool = False  # what a finished folder holds goes before it is made again
     scratch: str | None = None  # folder inside, of use only until the step is finished
 
     def check_inputs(self) -> None:
@@ -131,9 +130,7 @@ def run_step(step: Step, progress: Progress) -> Manifest:
     step.check_inputs()
     finished = step.folder.manifest() is not None
     step.folder.unfinish()  # first: a kill in what follows must not leave it
-    if finished and step.from_scratch:
-        step.folder.remove()
-    elif finished and step.scratch:  # a kill as the step was finished may have left it
+    if finished and step.scratch:  # a kill as the step was finished may have left it
         (step.folder / step.scratch).remove()
     started = time.monotonic()
     outcome = step.run(progress)

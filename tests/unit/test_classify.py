@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from llambert.encoder import load_classifier, load_tokenizer, tokenize
 from llambert.errors import StageError
 from llambert.forward import Forward
 
+ROOT = Path(__file__).parents[2]
 TEXTS = ["a good film", "bad", "the plot is thin but the actors are very good " * 20, "so so", "a"]
 
 
@@ -291,7 +293,7 @@ for _ in range(100):
 def test_batches_of_many_sizes_leave_few_kernels_in_memory(kind, dtype, longest):
     command = [sys.executable, "-c", MANY_BATCHES, kind, dtype, str(longest)]
     told = os.environ | {"ONEDNN_VERBOSE": "profile_create"}  # a line for each that is made
-    done = subprocess.run(command, capture_output=True, text=True, env=told)
+    done = subprocess.run(command, capture_output=True, text=True, env=told, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     made = [line for line in done.stdout.splitlines() if "create:cache_miss" in line]
     products = [line for line in made if ",matmul," in line or ",inner_product," in line]

@@ -186,8 +186,15 @@ def test_a_discarded_nights_files_are_new_again(nights, config, tmp_path):
 
 
 def test_a_kill_while_a_night_is_discarded_leaves_it_held_and_its_files_new(nights, config):
-    number = done(nights, config, held=True)
-    Ledger(nights.folder).forget(number)  # what is done first
+    number, forget = done(nights, config, held=True), Ledger.forget
+
+    def killed(ledger: Ledger, night: int) -> None:
+        forget(ledger, night)
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Ledger, "forget", killed)
+        discard(config, str(number))
     assert nights.waiting() == [number] and nights.last == number
     assert nights._begin(open_corpus(config.corpus)) is not None
     discard(config, str(number))
@@ -305,8 +312,12 @@ def test_a_night_that_was_killed_goes_on_with_ids_of_its_type(nights, config, tm
     for name, line in written.items():
         (tmp_path / "lines" / f"{name}.jsonl").write_text(line + "\n")
         corpus = nights._corpus()
-        assert corpus is not None and corpus.id_type == pa.int64()
-        nights._unfinished(corpus) or nights._begin(corpus)  # and is killed
+        assert corpus is not None
+        job = nights._unfinished(corpus) or nights._begin(corpus)  # and is killed
+        assert job is not None and job.corpus.id_type == pa.int64()
+    assert corpus.id_type == pa.string()
+    made = RunConfig.model_validate(config.model_dump() | {"corpus": jsonl | {"id": None}})
+    assert nights._unfinished(open_corpus(made.corpus)) is None  # it begins anew
 
 
 def test_a_night_that_refused_most_records_is_held_back():

@@ -139,24 +139,24 @@ def kill_at_the_third(*args, **kwargs):
     unlink(*args, **kwargs)
 
 os.unlink = kill_at_the_third
-step = Step("label", "label", Folder(sys.argv[1]), print, settings=[{}], from_scratch=True)
+step = Step("label", "label", Folder(sys.argv[1]), print, settings=[{}], scratch="scratch")
 with Progress("label", quiet=True) as progress:
     run_step(step, progress)
 """
 
 
-def test_a_kill_while_a_finished_folder_is_removed_leaves_it_not_done(tmp_path):
+def test_a_kill_as_a_finished_step_is_done_again_leaves_it_not_done(tmp_path):
     def run(progress: Progress) -> Outcome:
-        for number in range(50):
-            again.folder.write_json(f"{number}.json", [])
         return Outcome({"in": 0, "out": 0, "dropped": {}})
 
     folder = Folder(str(tmp_path / "labels"))
-    again = Step("label", "label", folder, run, settings=[{}], from_scratch=True)
+    again = Step("label", "label", folder, run, settings=[{}], scratch="scratch")
     with Progress("label", quiet=True) as progress:
         run_step(again, progress)
-        assert again.state == "done"
-        killed = subprocess.run([sys.executable, "-c", KILLED, folder.uri])
-        assert killed.returncode == -signal.SIGKILL
-        assert 40 < len(folder.files(".json")) < 51
-        assert replace(again).state == "missing"
+    for number in range(50):  # as a kill leaves it when the step has just been finished
+        (folder / "scratch").write_json(f"{number}.json", [])
+    assert replace(again).state == "done"
+    killed = subprocess.run([sys.executable, "-c", KILLED, folder.uri])
+    assert killed.returncode == -signal.SIGKILL
+    assert 40 < len((folder / "scratch").files(".json")) < 50
+    assert replace(again).state == "missing"
