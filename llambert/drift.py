@@ -1,7 +1,7 @@
 """Whether a night's labels look like those before: label shares, confidence, text lengths."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -215,3 +215,20 @@ def _quantiles(lengths: dict[str, int]) -> str:
     seen = np.cumsum([lengths[str(edge)] for edge in edges]) / max(sum(lengths.values()), 1)
     found = [edges[min(int(np.searchsorted(seen, q)), len(edges) - 1)] for q in _QUANTILES]
     return ", ".join(f"{edge:,}" for edge in found)
+
+
+def refused(
+    bounds: NightlyConfig, counts: Mapping[str, Any], details: Mapping[str, Any]
+) -> list[str]:
+    """Why a night is held back of which corpus tells these counts and details, if that is why."""
+    read, dropped = counts["in"], counts["dropped"]
+    if read and not counts["out"]:
+        return ["not one of its records is good: quarantine/ has the reasons"]
+    most, said = bounds.refused_share, []
+    if details["corrupt_files"] > most * details["files"]:  # each of them counts as one record
+        said.append(f"{details['corrupt_files']:,} of {details['files']:,} files cannot be read")
+    count = sum(dropped.values())
+    if read >= bounds.least_records and count > most * read:
+        listed = ", ".join(f"{reason} {records:,}" for reason, records in dropped.items())
+        said.append(f"{count:,} of {read:,} records are refused ({listed})")
+    return [f"{each}: more than {most:g} (refused_share)" for each in said]

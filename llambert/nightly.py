@@ -6,7 +6,7 @@ costs what its own files cost however many there were before.
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from typing import Any
@@ -16,7 +16,14 @@ import pyarrow as pa
 from llambert import cluster
 from llambert.config import RunConfig
 from llambert.corpus import inspect_corpus
-from llambert.drift import NightlyConfig, Profile, labels_profile, reasons, shifts, together
+from llambert.drift import (
+    Profile,
+    labels_profile,
+    reasons,
+    refused,
+    shifts,
+    together,
+)
 from llambert.errors import NoFilesError, StageError, UserError
 from llambert.label import CHECKPOINT, label, required_resources
 from llambert.lease import Lease
@@ -325,7 +332,7 @@ class Nights:
         else:
             figures = shifts(night, reference)
             held = reasons(bounds, night, reference, name)
-        held = [*_refused(bounds, corpus.counts, corpus.details), *held]
+        held = [*refused(bounds, corpus.counts, corpus.details), *held]
         return {
             "profile": asdict(night),
             "compared_with": name,
@@ -365,23 +372,6 @@ class Nights:
         self._ledger.write(rows, number)
         if not manifest.details["held"] and undecided(self._night(number)):
             self._night(number).write_bytes(PUBLISHED, b"")
-
-
-def _refused(
-    bounds: NightlyConfig, counts: Mapping[str, Any], details: Mapping[str, Any]
-) -> list[str]:
-    """Why a night is held back of which corpus tells these counts and details, if that is why."""
-    read, dropped = counts["in"], counts["dropped"]
-    if read and not counts["out"]:
-        return ["not one of its records is good: quarantine/ has the reasons"]
-    most, said = bounds.refused_share, []
-    if details["corrupt_files"] > most * details["files"]:  # each of them counts as one record
-        said.append(f"{details['corrupt_files']:,} of {details['files']:,} files cannot be read")
-    refused = sum(dropped.values())
-    if read >= bounds.least_records and refused > most * read:
-        listed = ", ".join(f"{reason} {records:,}" for reason, records in dropped.items())
-        said.append(f"{refused:,} of {read:,} records are refused ({listed})")
-    return [f"{each}: more than {most:g} (refused_share)" for each in said]
 
 
 def folder_name(number: int) -> str:

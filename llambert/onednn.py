@@ -55,9 +55,13 @@ def attention(
 
 def fill_linear_layers(model: torch.nn.Module) -> None:
     """Let the model's linear layers meet few numbers of rows, for inference; in place."""
+    _turn_linear_layers(model, _FilledLinear)
+
+
+def _turn_linear_layers(model: torch.nn.Module, kind: type[torch.nn.Linear]) -> None:
     for module in model.modules():
         if type(module) is torch.nn.Linear:
-            module.__class__ = _FilledLinear
+            module.__class__ = kind
 
 
 class _FilledLinear(torch.nn.Linear):
@@ -80,9 +84,7 @@ def train_linear_layers(model: torch.nn.Module) -> None:
     Weights, names and results stay as they are, but for rounding. A batch that is not float32, or
     not on the CPU, takes torch's way.
     """
-    for module in model.modules():
-        if type(module) is torch.nn.Linear:
-            module.__class__ = _TrainedLinear
+    _turn_linear_layers(model, _TrainedLinear)
 
 
 class _TrainedLinear(torch.nn.Linear):

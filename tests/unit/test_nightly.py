@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 
 from llambert.config import RunConfig
-from llambert.drift import NightlyConfig
+from llambert.drift import NightlyConfig, refused
 from llambert.errors import StageError, UserError
 from llambert.lease import Lease
 from llambert.ledger import Ledger, entries
-from llambert.nightly import PUBLISHED, Nights, _columns, _refused
+from llambert.nightly import PUBLISHED, Nights, _columns
 from llambert.nightly_verdict import discard, publish
 from llambert.records import list_sources, open_corpus, read_source
 from llambert.storage import Folder, Manifest
@@ -324,16 +324,16 @@ def test_a_night_that_refused_most_records_is_held_back():
     bounds = NightlyConfig()
     whole, broken = {"files": 3, "corrupt_files": 1}, {"files": 3, "corrupt_files": 2}
     counts = {"in": 1000, "out": 10, "dropped": {"null_text": 900, "null_id": 90}}
-    (said,) = _refused(bounds, counts, whole)
+    (said,) = refused(bounds, counts, whole)
     assert said.startswith("990 of 1,000 records are refused (null_text 900, null_id 90): more")
-    assert not _refused(bounds, {"in": 1000, "out": 500, "dropped": {"null_text": 500}}, whole)
+    assert not refused(bounds, {"in": 1000, "out": 500, "dropped": {"null_text": 500}}, whole)
     few = {"in": 499, "out": 1, "dropped": {"null_text": 498}}
-    assert not _refused(bounds, few, whole)
-    assert _refused(bounds, few, broken) == [
+    assert not refused(bounds, few, whole)
+    assert refused(bounds, few, broken) == [
         "2 of 3 files cannot be read: more than 0.5 (refused_share)"
     ]
-    assert _refused(bounds, {"in": 3, "out": 0, "dropped": {"null_text": 3}}, whole)
-    assert not _refused(bounds, {"in": 0, "out": 0, "dropped": {}}, whole)
+    assert refused(bounds, {"in": 3, "out": 0, "dropped": {"null_text": 3}}, whole)
+    assert not refused(bounds, {"in": 0, "out": 0, "dropped": {}}, whole)
 
 
 def test_a_published_night_is_not_discarded(nights, config):
