@@ -55,8 +55,6 @@ def both_run(config: RunConfig, place: str) -> RunConfig:
         records.append(sample)
         answers.append(asked.filter(pc.is_in(asked["id"], sample["id"].combine_chunks())))
     table = pa.concat_tables(records)
-    if len(set(table["id"].to_pylist())) < table.num_rows:
-        raise SystemExit("corpus and gold.train have ids in common: make them unique")
     path = _written(place, "both-answers.parquet", pa.concat_tables(answers))
     recorded = {"path": path, "id": "id", "response": "response"}
     return _changed(
@@ -68,6 +66,21 @@ def both_run(config: RunConfig, place: str) -> RunConfig:
         annotate={"gold_records": 0, "engine": "recorded", "recorded": recorded},
         train={"variants": ["llambert"]},
     )
+
+
+def check_apart(config: RunConfig, place: str) -> None:
+    """Refuse ids that the corpus' sample and gold.train share; both are drawn, no LLM is asked."""
+    drawn = set()
+    for run in (extra_run(config, place), train_run(config, place)):
+        do(run, "run", "--until", "sample")
+        sample = Pipeline(run).workdir.sample.read_table("sample.parquet", ["id"])
+        ids = set(sample["id"].to_pylist())
+        if both := drawn & ids:
+            raise SystemExit(
+                f"the corpus and gold.train have {len(both):,} ids in common, {min(both)!r} among "
+                "them: make them unique (corpus.id, gold.id), and keep gold's records apart"
+            )
+        drawn = ids
 
 
 def do(config: RunConfig, *command: str) -> None:

@@ -141,7 +141,7 @@ def _cost(cost: Mapping[str, Any]) -> Iterator[str]:
     if cost["unknown"]:
         yield f"not known: {cost['unknown']}"
         return
-    yield f"LLM, training and labelling: {amount(cost['amount'], cost['unit'])}"
+    yield f"LLM, training, measuring and labelling: {amount(cost['amount'], cost['unit'])}"
     if cost["share"] is None:
         return
     alone = amount(cost["llm_only"]["amount"], cost["unit"])

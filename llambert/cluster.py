@@ -230,6 +230,11 @@ def gpus(kind: str | None = None) -> int:
     return int(max(counts))
 
 
+def device() -> str:
+    """What models compute on: 'gpu' where the cluster has any or could grow to it, else 'cpu'."""
+    return "gpu" if gpus() else "cpu"
+
+
 def cpus_have(*features: str) -> bool:
     """Whether the CPUs of all nodes have one of the features, by Linux' names in /proc/cpuinfo.
 

@@ -47,7 +47,8 @@ def cost(made: Mapping[str, Manifest], prices: PricesConfig) -> dict[str, Any]:
         `amount`: of all steps; `llm_only`: the same for the LLM and every record; `share`: the
         one by the other. `per_record` of LLM and encoder, start-up aside. `break_even_records`:
         from which size of corpus on the run would cost less than the LLM alone.
-        `llm_answers`: records that the LLM was asked about, gold included.
+        `llm_answers`: records that the LLM was asked about, gold included; `answers_beside`:
+        answers of this LLM to the same prompt in the workdir that the run does not use.
     """
     work = {title: held(each) for title, each in made.items() if each.stage in WORKING}
     llm, encoder = work["annotate"], work["label"]
@@ -64,11 +65,19 @@ def cost(made: Mapping[str, Manifest], prices: PricesConfig) -> dict[str, Any]:
         "steps": steps,
         "amount": amount,
         "llm_answers": sum(each.records for each in work.values() if each.llm),
+        "answers_beside": _beside(made["annotate"], work),
         "llm_only": _llm_only(llm, encoder.records, unit),
         "share": None,
     }
     again = sum(each.records for each in work.values() if each.llm) - llm.records
     return told | (_compared(llm, encoder, again, unit, told) if unit else {})
+
+
+def _beside(annotate: Manifest, work: Mapping[str, Held]) -> int:
+    """Stored answers to none of the run's records: at least, as a cascade's may be younger."""
+    used = sum(each.records for each in work.values() if each.llm)
+    used -= annotate.details.get("failed", 0)
+    return max(annotate.details.get("paid_responses", 0) - used, 0)
 
 
 def _unit(work: Mapping[str, Held], prices: PricesConfig) -> _Unit | None:

@@ -224,7 +224,7 @@ class Curve:
         rows = []
         for size in self._sizes[variant]:
             by_seed = {seed: found[variant, size, seed] for seed in self._config.curve.seeds}
-            each, measured = list(by_seed.values()), over_seeds(by_seed)
+            each, measured = list(by_seed.values()), over_seeds(by_seed, self._test.num_rows)
             held_by = devices("train", each[0])
             rows.append(
                 {
@@ -316,7 +316,7 @@ def show(figures: Mapping[str, Any], where: str) -> None:
 
 
 def _lines(figures: Mapping[str, Any]) -> list[str]:
-    told = [f"accuracy against {figures['against']}, and its 95 % interval over seeds"]
+    told = [f"accuracy against {figures['against']}, and its 95 % interval"]
     for variant, each in figures["variants"].items():
         told += ["", f"{variant:<12}{'records':>9}   accuracy                   one training"]
         told += [_row(row) for row in each["sizes"]]

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import Field
 
+from llambert import cluster
 from llambert.classify import label_rows, labelling_dtype, pool_size
 from llambert.errors import CountError
 from llambert.interval import wilson_interval
@@ -18,6 +19,7 @@ from llambert.storage import Folder, Outcome
 
 _BLOCKS = 16  # of the gold test set, so that several actors share it
 _BLOCK_RECORDS = 128  # at least: a block of a few gives an actor no work to share
+MEASURES = 2  # one more wherever the figures of an evaluation become others
 _PREDICTIONS = "predictions"
 ERRORS = "errors.parquet"
 _ERROR = pa.schema(
@@ -77,13 +79,17 @@ def evaluate(
     if folder.exists(ERRORS):
         folder.fs.rm_file(folder.path(ERRORS))
     metrics: dict[str, Any] = {"gold_records": gold.num_rows}
+    held: dict[str, Any] = {}  # as the encoders hold it
     if annotated.num_rows:
         metrics["llm"] = _llm_metrics(annotated, labels)
     errors = [_ERROR.empty_table()]
     by_variant: dict[str, dict[int, dict[str, Any]]] = {}
     right: dict[int, dict[str, dict[str, bool]]] = {}  # of each seed and variant, by id
     if gold.num_rows and models:
-        actors = {**actors, "dtype": labelling_dtype(actors.get("dtype", "auto"))}
+        workers = _workers(gold, models[0].folder, actors)
+        dtype = labelling_dtype(actors.get("dtype", "auto"))
+        actors = {**actors, "dtype": dtype, "workers": (1, workers)}
+        held = {"device": cluster.device(), "workers": workers}
         for model in models:
             progress.begin(gold.num_rows, f"{model.variant}, seed {model.seed}")
             counter = progress.ray_counter()
@@ -96,12 +102,13 @@ def evaluate(
             right.setdefault(model.seed, {})[model.variant] = _right(predicted)
             errors.append(_mistakes(predicted, gold, model, config.errors))
     for variant, seeds in by_variant.items():
-        metrics[variant] = over_seeds(seeds)
+        metrics[variant] = over_seeds(seeds, gold.num_rows)
     if compared := _compare(right, _right(annotated.filter(annotated["label"].is_valid()))):
         metrics["comparisons"] = compared
     folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
-    return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics)
+    held |= {"seconds": round(progress.seconds, 3)}
+    return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics | held)
 
 
 def read_predictions(folder: Folder, variant: str, seed: int) -> pa.Table:
@@ -145,6 +152,17 @@ def _compare(
     return found
 
 
+def _blocks(gold: pa.Table) -> int:
+    return max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
+
+
+def _workers(gold: pa.Table, model: str, actors: Mapping[str, Any]) -> int:
+    """How many actors measure an encoder at most: each loads it for a block at least."""
+    _, most = pool_size(model, None, actors.get("accelerator_type"), gold["text"].nbytes)
+    allowed = (actors.get("workers") or (1, most))[1]
+    return min(most, allowed, _blocks(gold))
+
+
 def _predict(
     gold: pa.Table,
     model: str,
@@ -155,17 +173,14 @@ def _predict(
     """id, gold, label, confidence, probabilities of every gold record, sorted by id."""
     import ray
 
-    blocks = max(1, min(_BLOCKS, gold.num_rows // _BLOCK_RECORDS))
-    rows = ray.data.from_arrow(gold).repartition(blocks)
-    _, most = pool_size(model, None, actors.get("accelerator_type"), gold["text"].nbytes)
-    allowed = (actors.get("workers") or (1, most))[1]
+    rows = ray.data.from_arrow(gold).repartition(_blocks(gold))
     labelled = label_rows(
         rows,
         model,
         counter,
         probabilities=True,
         trust_remote_code=trust_remote_code,
-        **{**actors, "workers": (1, min(most, allowed, blocks))},  # each loads for a block at least
+        **actors,
     )
     tables = list(labelled.iter_batches(batch_size=None, batch_format="pyarrow"))
     table = pa.concat_tables(tables).combine_chunks().sort_by("id")

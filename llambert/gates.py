@@ -48,7 +48,8 @@ class GatesConfig(Section):
         le=1,
         description="Least share that the encoder that labels has right of the records held back "
         "from its training (train.validation_share): by the LLM's labels for the variant "
-        "llambert, so that this needs no gold, else by gold; checked after train.",
+        "llambert, so that this needs no gold, else by gold; checked after train. It is on the "
+        "high side: of the epochs and seeds the best by these very records labels.",
     )
     encoder_accuracy: float | None = Field(
         None,
@@ -93,7 +94,9 @@ _KINDS = {
         "mend the prompt, the labels or the gold, or ask another model",
     ),
     "encoder_validation": _Kind(
-        "train", "of the records held back from its training the encoder has right", _ENCODER
+        "train",
+        "of the records held back from its training the encoder has right in its best epoch",
+        _ENCODER,
     ),
     "encoder_accuracy": _Kind(
         "evaluate", "of the gold test records the encoder has right", _ENCODER

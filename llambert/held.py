@@ -15,7 +15,7 @@ from pydantic import Field
 from llambert.section import Section
 from llambert.storage import Manifest
 
-WORKING = {"annotate", "train", "label", "cascade"}  # the stages that keep a model busy
+WORKING = {"annotate", "train", "evaluate", "label", "cascade"}  # they keep a model busy
 _LLM = {"annotate", "cascade"}  # those of them whose model is the LLM
 _MILLION = 1e6
 _HOUR_S = 3600

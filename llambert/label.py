@@ -150,7 +150,7 @@ def label(
             "labelled_now": total - before,
             "workers": workers[1],
             "seconds": round(time.monotonic() - started, 3),
-            "device": _device(),
+            "device": cluster.device(),
             "dtype": dtype,
             **_speed(total - before, seconds, progress),
         },
@@ -176,10 +176,6 @@ def _begin(config: LabelConfig, run: str, folder: Folder) -> str:
             *(begun["dtype"], fastest, fastest),
         )
     return begun["dtype"]
-
-
-def _device() -> str:
-    return "gpu" if cluster.gpus() else "cpu"
 
 
 def _write(labelled: Any, folder: Folder) -> None:
@@ -259,7 +255,7 @@ def _block_bytes(corpus_bytes: int, actors: int) -> int:
 
     Large enough that a large corpus does not become a great many files.
     """
-    device = _device()
+    device = cluster.device()
     shared = corpus_bytes // (_BLOCKS_AN_ACTOR * actors)  # so that all have something to do
     least = min(max(shared, _SMALLEST_BLOCK_BYTES), _SMALL_BLOCK_BYTES[device])
     return min(_LARGEST_BLOCK_BYTES[device], max(least, min(shared, corpus_bytes // _BLOCKS)))

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from llambert.interval import student_interval, wilson_interval
+from llambert.interval import interval_over_seeds, wilson_interval
 
 _BINS = 10  # of equal width, for calibration
 _POINTS = 40  # of a risk-coverage curve
@@ -144,17 +144,12 @@ def exact_mcnemar(only_first: int, only_second: int) -> float:
     return float(binomtest(only_first, apart).pvalue) if apart else 1.0
 
 
-def over_seeds(seeds: Mapping[int, dict[str, Any]]) -> dict[str, Any]:
-    """The mean over seeds; its 95 % interval is Student's over seeds, Wilson's for one seed."""
+def over_seeds(seeds: Mapping[int, dict[str, Any]], records: int) -> dict[str, Any]:
+    """The mean over seeds and its 95 % interval, by the trainings and by the `records` measured."""
     accuracies = [one["accuracy"] for one in seeds.values()]
-    if len(accuracies) == 1:
-        interval = next(iter(seeds.values()))["accuracy_interval"]
-    else:
-        low, high = student_interval(accuracies)
-        interval = [max(low, 0.0), min(high, 1.0)]
     return {
         "accuracy": float(np.mean(accuracies)),
-        "accuracy_interval": interval,
+        "accuracy_interval": list(interval_over_seeds(accuracies, records)),
         "macro_f1": float(np.mean([one["macro_f1"] for one in seeds.values()])),
         "seeds": {str(seed): one for seed, one in seeds.items()},
     }

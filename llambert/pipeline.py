@@ -15,7 +15,7 @@ from llambert.cascade import LABELS, cascade
 from llambert.config import RunConfig, dump
 from llambert.corpus import inspect_corpus
 from llambert.deepspeed_settings import user_file
-from llambert.evaluate import Trained, evaluate, read_predictions
+from llambert.evaluate import MEASURES, Trained, evaluate, read_predictions
 from llambert.gates import Gate, annotation_gates, evaluation_gates, training_gates
 from llambert.gold import Gold, load_gold
 from llambert.label import CHECKPOINT, label
@@ -268,7 +268,7 @@ class Pipeline:
         gold = fingerprint([self._gold_train, self._gold_test])
         inputs: dict[str, str | None] = {"annotate": output(self._annotate()), "gold": gold}
         inputs |= {step.title: output(step) for _, _, step in units}
-        settings = [self.config.evaluate.model_dump(), self.config.label.dtype]
+        settings = [self.config.evaluate.model_dump(), self.config.label.dtype, MEASURES]
         return Step("evaluate", "evaluate", folder, run, inputs, settings)
 
     def _best(self) -> tuple[Step, Manifest] | None:
@@ -382,10 +382,9 @@ class Pipeline:
 
         inputs = {step.title: output(step) for step in steps} | self._gold_refused
         inputs["annotate.parse"] = self.config.annotate.parse  # the page has it
-        if curve:
-            inputs["curve"] = fingerprint(curve)
-        if known := prices.model_dump(exclude_defaults=True):
-            inputs["plan.prices"] = fingerprint(known)
+        shown = {"curve": curve, "gates": self.config.gates.model_dump(exclude_none=True)}
+        shown["plan.prices"] = prices.model_dump(exclude_defaults=True)
+        inputs |= {name: fingerprint(value) for name, value in shown.items() if value}
         return Step("report", "report", folder, run, inputs)
 
     def _tracking(self) -> Step:

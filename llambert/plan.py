@@ -154,13 +154,16 @@ def estimate(
 
     A stage has records, tokens, device_hours, hours (of the clock) and cost, each with low,
     expected and high; `devices` held, and `start_share`, the part of the hours that does not grow
-    with the records.
+    with the records. Hours of GPUs and of a cluster without any are not added up.
     """
     stages = {name: _stage(each, rates.get(each.rate), prices) for name, each in work.items()}
     busy = [stage for stage in stages.values() if stage["device"] != "none"]
     on_devices = [stage for stage in busy if stage["device"] != "endpoint"]
+    kinds = {rates[each.rate].device for each in work.values() if each.rate in rates} - {None}
     total = {
-        "device_hours": _sum(stage["device_hours"] for stage in on_devices),
+        "device_hours": _sum(stage["device_hours"] for stage in on_devices)
+        if len(kinds) <= 1
+        else None,
         "hours": _sum(stage["hours"] for stage in busy),
         "cost": _sum(stage["cost"] for stage in busy),
     }
@@ -229,6 +232,8 @@ def as_json(rate: Rate) -> dict[str, Any]:
 def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
     """Plan against actual: stage -> figure -> planned (low, expected, high), actual, ratio.
 
+    Stage 'total' has the hours and cost of all that hold a device, where each of them is known.
+
     What a stage found done before (answers that were stored, records labelled before a crash) took
     no time in its last round; the plan's hours and cost are then those of the round's share. What
     the plan or the stage does not tell is left out, and so are stages that were done when the plan
@@ -255,7 +260,20 @@ def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict
                 ratio = round(value / expected["expected"], 3) if expected["expected"] else None
                 rows[figure] = {"planned": expected, "actual": value, "ratio": ratio}
         found[name] = rows
-    return found
+    return found | ({"total": total} if (total := _total(found)) else {})
+
+
+def _total(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Hours and cost of all stages, where each that has hours has the figure too."""
+    busy = [rows for rows in stages.values() if "hours" in rows]
+    total = {}
+    for figure in ("hours", "cost"):
+        if len(busy) > 1 and all(figure in rows for rows in busy):
+            planned = plain(_sum(Range(**rows[figure]["planned"]) for rows in busy))
+            actual = sum(rows[figure]["actual"] for rows in busy)
+            ratio = round(actual / planned["expected"], 3) if planned["expected"] else None
+            total[figure] = {"planned": planned, "actual": actual, "ratio": ratio}
+    return total
 
 
 def _of_share(figure: str, planned: Mapping[str, Any], share: float) -> dict[str, float] | None:

@@ -173,6 +173,7 @@ def look_ahead(points: Sequence[Point], gain: float, chance: float = 0.0) -> Out
         return _no_rise(points, last, gain)
     enough = law.enough(gain)
     within = (sizes[0], _BEYOND * last.size)
+    between = _interval([float(np.clip(each.enough(gain), *within)) for each in laws])
     return Outlook(
         law=law,
         why="",
@@ -182,8 +183,8 @@ def look_ahead(points: Sequence[Point], gain: float, chance: float = 0.0) -> Out
         gain=law.doubling(last.size),
         gain_interval=_interval([each.doubling(last.size) for each in laws]),
         enough=round(float(np.clip(enough, *within))),
-        enough_interval=_interval([float(np.clip(each.enough(gain), *within)) for each in laws]),
-        advice=_advice(sizes[0], last.size, enough, gain),
+        enough_interval=between,
+        advice=_advice(sizes[0], last.size, enough, between, gain),
     )
 
 
@@ -220,14 +221,18 @@ def _steepest(points: Sequence[Point]) -> float:
     return float(line.slope + t.ppf(0.975, len(pairs) - 2) * line.stderr)
 
 
-def _advice(fewest: int, most: int, enough: float, gain: float) -> str:
-    little = f"a doubling brings less than {100 * gain:g} points"
+def _advice(fewest: int, most: int, enough: float, between: Interval | None, gain: float) -> str:
+    little, sure = f"a doubling brings less than {100 * gain:g} points", ""
+    if between:
+        low, high = (f"{_rounded(each):,}" for each in between)
+        high = high if between[1] < _BEYOND * most else f"beyond {_BEYOND * most:,}"
+        sure = f" (95 %: {low} to {high})"
     if enough <= fewest:
         return f"stop: from {fewest:,} records on, the fewest measured, {little}"
     if enough <= most:
-        return f"stop: from about {_rounded(enough):,} records on {little}"
+        return f"stop: from about {_rounded(enough):,} records on{sure} {little}"
     if enough <= _BEYOND * most:
-        return f"go on to about {_rounded(enough):,} records, from where on {little}"
+        return f"go on to about {_rounded(enough):,} records{sure}, from where on {little}"
     return (
         f"go on to {2 * most:,} records and ask again: {little} only past "
         f"{_BEYOND * most:,}, which is too far from what was measured to say where"

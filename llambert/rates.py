@@ -32,9 +32,16 @@ _WORK_S = 5.0  # that the labellers should have worked, for a rate
 _MOST_BYTES = 64 * 2**20  # of text, at most, until they have: 16 M tokens, or so
 _LEAST_ASKED = 64  # records, below which an LLM's rate would say too little
 _SEED = 1
-# Settings of the encoder's training and labelling on which its speed depends
-_TRAINING = ("model", "max_length", "dtype", "freeze_encoder", "cpus_per_worker")
-_LABELLING = ("dtype", "cpus_per_worker")
+# Settings on which speed depends: of training, of labelling, and of the LLM beside its identity
+_TRAINING = (
+    *("model", "max_length", "dtype", "freeze_encoder", "batch_size", "micro_batch_size"),
+    *("accelerator_type", "cpus_per_worker"),
+)
+_LABELLING = {"dtype", "batch_tokens", "accelerator_type", "cpus_per_worker"}
+_ASKING = {
+    *("accelerator_type", "device", "tensor_parallel_size", "pipeline_parallel_size"),
+    *("batch_size", "prefix_caching", "engine_kwargs"),
+}
 
 
 def known_rates(config: RunConfig, workdir: Workdir) -> dict[str, Rate]:
@@ -55,13 +62,16 @@ def known_rates(config: RunConfig, workdir: Workdir) -> dict[str, Rate]:
 
 
 def _key(config: RunConfig, kind: str) -> str:
-    """What a rate holds for: the same LLM and prompt, or the same encoder, put to work alike."""
+    """What a calibration holds for: the same LLM and prompt, or encoder, put to work alike."""
+    train = config.train
     if kind == "annotate":
-        return annotator_id(config.annotate, config.task)
+        asking = config.annotate.model_dump(include=_ASKING)
+        asking["concurrency"] = config.annotate.openai.concurrency
+        return fingerprint([annotator_id(config.annotate, config.task), asking])
     if kind == "train":
-        return fingerprint([getattr(config.train, name) for name in _TRAINING])
-    of = [getattr(config.label, name) for name in _LABELLING]
-    return fingerprint([config.train.model, config.train.max_length, *of])
+        return fingerprint(train.model_dump(include={*_TRAINING, "deepspeed"}))
+    labelling = config.label.model_dump(include=_LABELLING)
+    return fingerprint([train.model, train.max_length, labelling])
 
 
 def _calibrated(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:

@@ -18,7 +18,6 @@ from llambert.report_page import WORK, page
 from llambert.schema import REFUSALS
 from llambert.storage import Folder, Manifest, Outcome
 
-_DROPPED = {"corpus": "refused", "annotate": "rejected"}  # a record that a sample leaves is neither
 _MEANINGS = {  # of the reasons for which a stage drops a record
     "corpus": REFUSALS,
     "sample": {"not_drawn": "not drawn: the LLM is asked about a random sample"},
@@ -186,10 +185,9 @@ def _gold_asked(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:
 
 
 def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:
-    """What a reader should know of a step: step, kind, note and, where counted, records."""
+    """What there is to know of a step beside what it dropped: step, kind, note, counted records."""
     details = manifest.details
     counted = {
-        _DROPPED.get(manifest.stage): manifest.counts["dropped"],
         "gold record refused": details.get("gold_refused", {}),
         "no answer": details.get("errors", {}),
     }
@@ -197,8 +195,6 @@ def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:
         {"step": title, "kind": "warning", "note": text} for text in details.get("warnings", [])
     ]
     for kind, reasons in counted.items():
-        if kind is None:
-            continue
         for reason, records in reasons.items():
             notes.append({"step": title, "kind": kind, "note": _told(reason), "records": records})
     if details.get("truncated"):
@@ -208,8 +204,7 @@ def _notes(title: str, manifest: Manifest) -> list[dict[str, Any]]:
 
 
 def _told(reason: str) -> str:
-    meanings = REFUSALS | REJECTS
-    return f"{reason}: {meanings[reason]}" if reason in meanings else reason
+    return f"{reason}: {REFUSALS[reason]}" if reason in REFUSALS else reason
 
 
 def _mistakes(evaluation: Folder, of: Mapping[str, Any] | None) -> list[dict[str, Any]]:

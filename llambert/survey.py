@@ -188,7 +188,8 @@ class _Reading:
 def ratio_total(clusters: Sequence[tuple[float, float]], total: float) -> Range:
     """The good records in all, with a 95 % interval, by those of `clusters` (size, good).
 
-    A single cluster has no interval: what it says is taken to hold within a factor of two.
+    A single cluster has no interval: what it says is taken to hold within a factor of two. Two or
+    three, by Student's, would say less than that, and are held to it.
 
     Args:
         total: the size of all, in the unit of the clusters' sizes.
@@ -199,13 +200,13 @@ def ratio_total(clusters: Sequence[tuple[float, float]], total: float) -> Range:
     if not sizes.sum():
         return Range.exactly(0)
     ratio = good.sum() / sizes.sum()
-    n = len(sizes)
+    n, alone = len(sizes), Range.within(float(ratio) * total, _MARGIN_ALONE)
     if n == 1:
-        return Range.within(float(ratio) * total, _MARGIN_ALONE)
+        return alone
     scatter = float(((good - ratio * sizes) ** 2).sum())
     half = float(t.ppf(0.975, n - 1)) * (n / (n - 1) * scatter) ** 0.5 / sizes.sum()
-    ends = (max(ratio - half, 0.0), ratio, ratio + half)
-    return Range(*(float(end) * total for end in ends))
+    low, high = (float(end) * total for end in (ratio - half, ratio + half))
+    return Range(max(low, alone.low), alone.expected, min(high, alone.high))
 
 
 def _rows(corpus: Corpus) -> int:

@@ -18,6 +18,9 @@ _GOLD = 600
 _PROMPT = "Is this review positive or negative?\n\n{text}"
 
 
+_MEASURED = {"device": "gpu", "workers": 2, "seconds": 15.0}
+
+
 def manifest(
     stage: str, out: int, details: Any = None, dropped: Any = None, made: str = "f00", **inputs: str
 ) -> Manifest:
@@ -54,7 +57,9 @@ def finished_run(
         for seed in SEEDS
     }
     for who in RIGHT:
-        metrics[who] = over_seeds({seed: measure(found[seed][who], labels) for seed in SEEDS})
+        metrics[who] = over_seeds(
+            {seed: measure(found[seed][who], labels) for seed in SEEDS}, _GOLD
+        )
     right = {seed: {who: _right(t) for who, t in found[seed].items()} for seed in SEEDS}
     metrics["comparisons"] = _compare(right, _right(answered))
     Folder(str(folder / "evaluation")).write_table(
@@ -75,7 +80,7 @@ def finished_run(
             for seed in SEEDS
             for who in RIGHT
         },
-        "evaluate": ("evaluation", manifest("evaluate", _GOLD, metrics)),
+        "evaluate": ("evaluation", manifest("evaluate", _GOLD, metrics | _MEASURED)),
         "label": ("labels/m", _label()),
     }
     return {title: (Folder(str(folder / place)), each) for title, (place, each) in steps.items()}
@@ -104,10 +109,14 @@ def write_curve(folder: Path, mark: str = "") -> dict[str, Any]:
     ]
     law = {"a": 1.0, "b": 0.4, "c": 0.03}
     outlook = {"law": law, "size": 400, "accuracy": 0.88, "accuracy_interval": [0.86, 0.9]}
-    outlook |= {"advice": f"200 records are enough {mark}"}
+    outlook |= {"advice": f"200 records are enough {mark}", "why": ""}
+    outlook |= {"gain": 0.03, "gain_interval": [0.01, 0.05]}
+    costs = {"further_records": 200, "training_seconds": 61.0, "cost": None, "currency": "EUR"}
     told = {
         "against": f"600 records {mark}",
-        "variants": {"llambert": {"sizes": sizes, "outlook": outlook}},
+        "variants": {
+            "llambert": {"sizes": sizes, "outlook": outlook, "doubling_costs": costs},
+        },
     }
     Folder(str(folder / "curve")).write_json("curve.json", told)
     return told

@@ -6,9 +6,12 @@ import shutil
 
 import pytest
 
+from llambert.gates import Gate
+from llambert.held import PricesConfig
+from llambert.plan import Range, Rate, Work, as_json, estimate
 from llambert.report import report
 from llambert.storage import Folder
-from tests.finished_run import finished_run, settings, write_curve
+from tests.finished_run import RECORDS, finished_run, manifest, settings, write_curve
 
 _RUNS = "window.ran = true"
 HOSTILE = (
@@ -17,6 +20,11 @@ HOSTILE = (
 )
 LONG = "unbroken" * 40
 PHONE = 360  # CSS pixels
+_CASCADE = {
+    **{"least_certain": 4990, "threshold": 0.6, "answered": 4900, "changed": 700, "gold": None},
+    "cost": {"answers": 5000, "asked": 5000, "seconds": 320.0, "device": "gpu"}
+    | {"records_per_s": 17.0, "device_seconds": 640.0},
+}
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +35,19 @@ def page(tmp_path_factory) -> str:
     made = finished_run(folder, mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
     curve = write_curve(folder, mark)
     told = settings(mark, (f"no {HOSTILE}", f"yes {HOSTILE}"))
-    report(mark, made, told, Folder(str(folder / "report")), curve=curve)
+    made["cascade"] = Folder(str(folder / "cascade")), manifest("cascade", RECORDS, _CASCADE)
+    prices = PricesConfig(currency="EUR", llm_device_hour=36.0, encoder_device_hour=3.6)
+    rate = Rate("tokens", 1000.0, mark, margin=0.5, device="gpu")
+    work = Work(Range.exactly(1000), "annotate", "llm", Range.exactly(100), Range.exactly(2))
+    plan = {
+        "created": "2031-05-06T07:08:09+00:00",
+        "rates": {"annotate": as_json(rate)},
+        "prices": prices.model_dump(),
+        "done": [],
+        "llambert": estimate({"annotate": work}, {"annotate": rate}, prices),
+    }
+    gates = [Gate("llm_accuracy", 0.8, 9, 10, mark)]
+    report(mark, made, told, Folder(str(folder / "report")), gates, plan, curve, prices)
     return (folder / "report" / "index.html").as_uri()
 
 
@@ -105,7 +125,10 @@ def test_a_hostile_record_stays_text(opened):
     )
     assert not [name for name in opened.execute_script(attributes) if name.startswith("on")]
     assert opened.title.startswith(HOSTILE)
-    for place in ("header", ".warnings", ".confusion", "#mistakes ~ blockquote", "pre"):
+    for section in ("gates", "cascade", "plan", "curve"):  # each section is there
+        assert opened.find_elements("css selector", f"#{section}")
+    places = ("header", ".warnings", ".confusion", "#mistakes ~ blockquote", "pre", "#plan + p")
+    for place in places:
         shown = [each.text for each in opened.find_elements("css selector", place)]
         assert any(HOSTILE in text for text in shown), place
 

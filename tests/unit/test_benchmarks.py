@@ -108,6 +108,7 @@ def test_claims_are_as_sure_as_their_interval():
     found = claim(one_seed, "a", "c", 0.0, None)
     # two independent shares: 1.96 * sqrt(0.9 * 0.1 / 5000 + 0.8 * 0.2 / 5000)
     assert found["half_interval"] == pytest.approx(1.386, abs=0.06)
+    assert found["verdict"] == "undecided with one seed"  # though 10 points apart
     assert column(one_seed["a"])["over_seeds"] is None
     assert column(right["a"])["over_seeds"][0] < 90 < column(right["a"])["over_seeds"][1]
 

@@ -31,6 +31,7 @@ def small(**changes):
         **none,
         "train combined seed 1": manifest("train", 900, trained, made="combined1"),
         "annotate": on_cpu("annotate", 1000, 100.0, 20.0, asked=1000, device="cpu"),
+        "evaluate": on_cpu("evaluate", 600, 3.0, 200.0, gold_records=600),
         "label": on_cpu("label", RECORDS, 50.0, 5000.0, labelled_now=RECORDS),
         **changes,
     }
@@ -48,8 +49,8 @@ def test_it_says_how_good_at_what_cost_and_where(tmp_path):
         low, high = one["accuracy_interval"]
         records = one.get("records", 600)
         assert f"{words} {one['accuracy']:.1%} {low:.1%} to {high:.1%} of {records}" in said
-    gpu_hours = f"{(191 + 6 * 120 + 50) / 3600:.2f} GPU-hours"
-    assert f"LLM, training and labelling: {gpu_hours}" in said
+    gpu_hours = f"{(191 + 6 * 120 + 30 + 50) / 3600:.2f} GPU-hours"
+    assert f"LLM, training, measuring and labelling: {gpu_hours}" in said
     share = f"{100 * value['cost']['share']:.1f} %"
     assert any(line.endswith(f"GPU-hours, of which that is {share}") for line in said)
     assert said[-2:] == [f"labels {tmp_path}/labels/m/", f"report {tmp_path}/report/index.html"]
@@ -58,7 +59,7 @@ def test_it_says_how_good_at_what_cost_and_where(tmp_path):
 
 def test_in_money_where_every_price_is_known(tmp_path):
     prices = PricesConfig(currency="EUR", llm_device_hour=36.0, encoder_device_hour=3.6)
-    assert "LLM, training and labelling: 2.68 EUR" in told(tmp_path, prices=prices)[1]
+    assert "LLM, training, measuring and labelling: 2.71 EUR" in told(tmp_path, prices=prices)[1]
 
 
 def test_a_newcomer_is_told_what_happened_and_how_fast(tmp_path):

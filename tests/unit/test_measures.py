@@ -39,15 +39,26 @@ def test_wilson_interval_of_a_textbook_case():
     assert (low, high) == (pytest.approx(0.5958, abs=1e-3), pytest.approx(0.9821, abs=1e-3))
 
 
-def test_seeds_are_averaged_with_students_interval():
-    runs = {
-        s: {"accuracy": a, "macro_f1": a, "accuracy_interval": [0, 1]}
-        for s, a in enumerate([0.90, 0.92, 0.94])
-    }
-    over = over_seeds(runs)
+def test_the_interval_over_seeds_is_of_the_trainings_and_of_the_records():
+    runs = {s: {"accuracy": a, "macro_f1": a} for s, a in enumerate([0.90, 0.92, 0.94])}
+    over = over_seeds(runs, 10**9)
     assert over["accuracy"] == pytest.approx(0.92)
     # standard error 0.02 / sqrt(3), Student's t with 2 degrees of freedom 4.303
     assert over["accuracy_interval"] == pytest.approx([0.92 - 0.04968, 0.92 + 0.04968], abs=1e-4)
+    low, high = over_seeds(runs, 500)["accuracy_interval"]
+    # Wilson's of 460 in 500: 0.8929 to 0.9407
+    assert (low, high) == (
+        pytest.approx(0.92 - np.hypot(0.04968, 0.0271), abs=1e-4),
+        pytest.approx(0.92 + np.hypot(0.04968, 0.0207), abs=1e-4),
+    )
+
+
+def test_seeds_that_agree_are_no_surer_than_their_records():
+    alike = {seed: {"accuracy": 0.9, "macro_f1": 0.9} for seed in (1, 2)}
+    assert over_seeds(alike, 100)["accuracy_interval"] == list(wilson_interval(90, 100))
+    assert over_seeds({1: alike[1]}, 100)["accuracy_interval"] == list(wilson_interval(90, 100))
+    wide = {1: {"accuracy": 0.9, "macro_f1": 0.9}, 2: {"accuracy": 0.99, "macro_f1": 0.99}}
+    assert over_seeds(wide, 100)["accuracy_interval"][1] == 1.0
 
 
 def test_calibration_counts_every_record_in_one_bin():

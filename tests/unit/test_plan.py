@@ -139,6 +139,38 @@ def test_plan_against_actual():
     }
 
 
+def test_the_whole_run_is_held_against_the_whole_plan():
+    rate = Rate("records", 1.0, "a benchmark", margin=1.0, device="gpu")
+    work = {name: Work(Range.exactly(3600), name, "encoder") for name in ("train", "label")}
+    plan = {"llambert": estimate(work, dict.fromkeys(work, rate), PRICES)}
+    plan["prices"] = PRICES.model_dump()
+    gpu = {"device": "gpu", "workers": 1}
+    trained = manifest("train", 3600, 1800.0, training_seconds=1800.0, **gpu)
+    labelled = manifest("label", 3600, 7200.0, labelled_now=3600, seconds=7200.0, **gpu)
+    total = compare(plan, [trained, labelled])["total"]
+    assert total["hours"] == {
+        "planned": {"low": 1.0, "expected": 2.0, "high": 4.0},
+        **{"actual": 2.5, "ratio": 1.25},
+    }
+    assert total["cost"]["actual"] == pytest.approx(2.5 * PRICES.encoder_device_hour)
+    untold = manifest("label", 3600, 7200.0, labelled_now=3600, seconds=7200.0)
+    without = plan["llambert"]["stages"]["label"] | {"devices": None}
+    plan["llambert"]["stages"]["label"] = without
+    assert set(compare(plan, [trained, untold])["total"]) == {"hours"}  # what it held is not known
+
+
+def test_hours_of_gpus_and_of_a_cluster_without_are_not_added_up():
+    work = {name: Work(Range.exactly(3600), name, "encoder") for name in ("train", "label")}
+    rates = {
+        name: Rate("records", 1.0, "a benchmark", margin=0.0, device=device)
+        for name, device in {"train": "gpu", "label": "cpu"}.items()
+    }
+    total = estimate(work, rates, PRICES)["total"]
+    assert total["device_hours"] is None and total["hours"] == exactly(2)
+    alike = dict.fromkeys(rates, rates["train"])
+    assert estimate(work, alike, PRICES)["total"]["device_hours"] == exactly(2)
+
+
 def test_a_round_that_found_answers_is_held_against_its_share_of_the_plan():
     """Two thirds of the answers were there: 1/3 of a GPU's hour and the start of 8 are left."""
     details = {"asked": 3000, "prompt_tokens": 3_510_000, "output_tokens": 90_000}

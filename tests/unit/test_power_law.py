@@ -1,6 +1,7 @@
 """The law of a learning curve against curves that are known, the paper's among them."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -107,6 +108,19 @@ def test_trainings_that_differ_more_than_the_sizes_say_nothing():
     ahead = look_ahead(line(0.01, 0.15), 0.005)
     assert ahead.law is None and ahead.enough is None
     assert "give more seeds" in ahead.advice
+
+
+def test_where_to_stop_is_told_with_how_sure_it_is():
+    law, sizes = Law(1.5, 0.4, 0.08), [200, 400, 800, 1600, 3200]
+    rng = np.random.default_rng(1)
+    points = [Point(n, tuple(1 - law.error(n) + rng.normal(0, 0.002, 3))) for n in sizes]
+    ahead = look_ahead(points, 0.02)
+    low, high = ahead.enough_interval
+    assert low < ahead.enough < high and low <= law.enough(0.02) <= high
+    told = r"^stop: from about [\d,]+ records on \(95 %: [\d,]+ to [\d,]+\) a doubling"
+    assert re.search(told, ahead.advice)
+    far = look_ahead(points, 0.0085)
+    assert re.search(r"^go on to about [\d,]+ records \(95 %: .* to beyond 12,800\),", far.advice)
 
 
 def test_three_sizes_are_too_few_for_three_parameters():

@@ -1,11 +1,12 @@
 """Which rate a plan goes by, and what stages' own figures say of it; by hand-made manifests."""
 
 import pyarrow as pa
+import pytest
 
 from llambert.annotate import annotator_id
 from llambert.config import RunConfig
 from llambert.plan import Range, Rate, as_json
-from llambert.rates import _key, annotate_rate, known_rates, label_rate, to_ask, train_rate
+from llambert.rates import KINDS, _key, annotate_rate, known_rates, label_rate, to_ask, train_rate
 from llambert.sample import HASHES
 from llambert.schema import RESPONSE
 from llambert.storage import Manifest, text_hash
@@ -33,7 +34,7 @@ TRAINED = {
     "training_records": 450,
     "workers": 2,
     "device": "gpu",
-    "settings": {"model": "an/encoder", "max_length": 128, "dtype": "auto"},
+    "settings": {"model": "an/encoder", "max_length": 128, "dtype": "auto", "batch_size": 16},
 }
 LABELLED = {
     "labelled_now": 9000,
@@ -167,6 +168,37 @@ def test_where_a_rate_is_from(tmp_path):
     rate = known_rates(run, workdir)["annotate"]
     assert (rate.unit, rate.per_s, rate.margin, rate.output_tokens) == ("records", 7.0, 0.1, 3.5)
     assert rate.source == "our benchmark of May (the run file)"
+
+
+@pytest.mark.parametrize(
+    ("kind", "section", "change"),
+    [
+        ("annotate", "annotate", {"openai": {"concurrency": 2}}),
+        ("train", "train", {"batch_size": 256}),
+        ("train", "train", {"deepspeed": {"zero_stage": 3}}),
+        ("label", "label", {"batch_tokens": 1024}),
+        ("label", "label", {"accelerator_type": "T4"}),
+    ],
+)
+def test_what_was_calibrated_otherwise_is_measured_anew(tmp_path, kind, section, change):
+    run, workdir = config(tmp_path), Workdir(str(tmp_path))
+    rate = as_json(Rate("tokens", 1.0, "a calibration", 0.5, records=50))
+    stored = {each: {"key": _key(run, each), "rate": rate} for each in KINDS}
+    workdir.plan.write_json("calibration.json", stored)
+    assert known_rates(run, workdir).keys() == set(KINDS)
+    values = run.model_dump()
+    values[section] |= change
+    assert known_rates(RunConfig.model_validate(values), workdir).keys() == set(KINDS) - {kind}
+
+
+def test_an_llm_spread_otherwise_is_measured_anew(tmp_path):
+    values = config(tmp_path).model_dump(exclude={"annotate": {"openai"}})
+    values["annotate"] |= {"engine": "vllm", "model": str(tmp_path)}
+    keys = []
+    for change in ({}, {"tensor_parallel_size": 8}, {"engine_kwargs": {"enforce_eager": True}}):
+        changed = values | {"annotate": values["annotate"] | change}
+        keys.append(_key(RunConfig.model_validate(changed), "annotate"))
+    assert len(set(keys)) == 3
 
 
 def test_looking_answers_up_says_nothing_of_an_llm(tmp_path):

@@ -85,8 +85,8 @@ def test_the_answer_comes_first(tmp_path):
         "accuracy_interval": combined["accuracy_interval"],
         "gold_records": 600,
     }
-    # annotate 191, six trainings of 120 and label 50 GPU-seconds, each from its start to its end
-    assert value["cost"]["amount"] == 191 + 6 * 120 + 50
+    # annotate 191, six trainings of 120, evaluate 30 and label 50 GPU-seconds, from start to end
+    assert value["cost"]["amount"] == 191 + 6 * 120 + 30 + 50
     answer, _ = page.words.split("Flow", 1)
     assert "100,000 records labelled" in answer
     assert f"{100 * combined['accuracy']:.1f} % right against gold" in answer
@@ -106,8 +106,8 @@ def test_in_money_where_every_price_is_known(tmp_path):
     prices = PricesConfig(currency="EUR", llm_device_hour=36.0, encoder_device_hour=3.6)
     value, page = write(tmp_path, prices=prices)
     assert value["cost"]["unit"] == "EUR"
-    assert value["cost"]["amount"] == pytest.approx(191 * 0.01 + (6 * 120 + 50) * 0.001)
-    assert "With training and labelling that took 2.68 EUR." in page.words
+    assert value["cost"]["amount"] == pytest.approx(191 * 0.01 + (6 * 120 + 30 + 50) * 0.001)
+    assert "With training, measuring and labelling that took 2.71 EUR." in page.words
     assert "A thousand further records cost 1.16 EUR by the LLM" in page.words
 
 
@@ -151,7 +151,7 @@ def test_with_a_cascade_the_answer_is_of_its_labels(tmp_path):
     value, page = write(tmp_path, cascade=manifest("cascade", RECORDS, details))
     assert value["answer"]["accuracy"] == 0.925
     assert value["answer"]["decided_by_llm"] == 4900
-    assert value["cost"]["amount"] == 191 + 6 * 120 + 50 + 640
+    assert value["cost"]["amount"] == 191 + 6 * 120 + 30 + 50 + 640
     assert value["cost"]["llm_answers"] == 6000
     assert ["encoder, then LLM", "92.50 %", "90.00\u201394.50 %"] in page.rows
     tested = "it put 20 right and 5 wrong{} (McNemar's exact test, p {})."
@@ -170,11 +170,7 @@ def test_what_was_dropped_is_counted_with_its_reason(tmp_path):
     assert corpus[:4] == ["corpus", "100,004", "100,000", "12.3 s"]
     assert corpus[4].startswith("3the text is empty or only white space1an earlier record")
     assert [(note["step"], note["kind"], note.get("records")) for note in value["notes"]] == [
-        ("corpus", "refused", 3),
-        ("corpus", "refused", 1),
         ("annotate", "warning", None),
-        ("annotate", "rejected", 2),
-        ("annotate", "rejected", 1),
         ("annotate", "gold record refused", 2),
         ("annotate", "no answer", 1),
         ("annotate", "cut", 4),
@@ -302,7 +298,35 @@ def test_a_learning_curve_is_shown_where_there_is_one(tmp_path):
     told = write_curve(tmp_path)
     value, page = write(tmp_path, curve=told)
     assert value["curve"] == told and page.tags.count("svg") == 4
-    assert "llambert: 200 records are enough" in page.words
+    assert (
+        "llambert: the next doubling, to 400 records, would bring +3.00 points (by the seeds +1.00 "
+        "to +5.00 in 95 %), with 200 further labels and a training of 1 min 01 s; 200 records are "
+        "enough"
+    ) in page.words
+    outlook = told["variants"]["llambert"]["outlook"]
+    outlook |= {"law": None, "why": "there are 2 sizes", "gain": None, "gain_interval": None}
+    outlook |= {"accuracy": None, "accuracy_interval": None}
+    page = write(tmp_path, curve=told)[1]
+    assert "llambert: no law is fitted, for there are 2 sizes; 200 records are" in page.words
+
+
+def test_records_that_are_equally_sure_are_not_parted(tmp_path):
+    """97 % of the labels have a confidence of 1: there is no surest half of them."""
+    evaluate = finished_run(tmp_path)["evaluate"][1]
+    one = evaluate.details["combined"]["seeds"]["1"]
+    one["risk_coverage"] = [
+        {"coverage": 0.97, "accuracy": 0.95, "confidence": 1.0},
+        {"coverage": 1.0, "accuracy": 0.93, "confidence": 0.6},
+    ]
+    (row,) = [row for row in write(tmp_path, evaluate=evaluate)[1].rows if "alike" in str(row)]
+    assert row[2:] == ["95.0 %of the surest 97.0 %, alike to the end"] * 2
+
+
+def test_answers_that_no_record_of_the_run_got_are_told(tmp_path):
+    annotate = finished_run(tmp_path)["annotate"][1]
+    annotate.details["paid_responses"] = annotate.counts["in"] + 10_500
+    page = write(tmp_path, annotate=annotate)[1]
+    assert "answered the same question for 10,500 records more in this workdir" in page.words
 
 
 def test_a_curve_as_a_file_has_the_pages_colours_by_day_and_no_variables(tmp_path):
