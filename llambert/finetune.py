@@ -77,6 +77,7 @@ class _State:
     step: int = 0  # optimizer steps done in this epoch
     loss: float = 0.0  # summed over this epoch's steps
     tokens: int = 0  # seen in training, padding not counted
+    cells: int = 0  # computed for them, padding and fillers counted
     seconds: float = 0.0  # spent in training steps
     validation_seconds: float = 0.0
     resumed: int = 0  # times the training went on from a checkpoint
@@ -91,6 +92,7 @@ class _Part(NamedTuple):
     targets: Any  # int64 (records,)
     weights: Any  # float32 (records,); zero for a filler
     tokens: int
+    cells: int
     records: int
 
 
@@ -169,6 +171,7 @@ class _Worker:
             "history": state.history,
             "best_epoch": state.best_epoch,
             "tokens": state.tokens,
+            "padding_share": round(1 - state.tokens / state.cells, 4),
             "seconds": round(state.seconds, 2),
             "resumed": state.resumed,
             "max_length": self.max_length,
@@ -180,7 +183,8 @@ class _Worker:
         job, state = self.job, self.state
         rng = np.random.default_rng([job.seed, state.epoch])
         batches = length_grouped(self.lengths[job.training], job.batch_size, rng)
-        sums = torch.zeros(2, dtype=torch.float64, device=self.engine.device)  # loss, tokens
+        # loss, tokens, cells
+        sums = torch.zeros(3, dtype=torch.float64, device=self.engine.device)
         self.engine.train()
         saved = started = time.monotonic()
         for parts in self._ahead(self._training_parts, batches[state.step :]):
@@ -194,6 +198,7 @@ class _Worker:
                 self.engine.step()
                 sums[0] += loss.detach() / (self.world * job.accumulation)
                 sums[1] += part.tokens
+                sums[2] += part.cells
             job.counter.add(sum(part.records for part in parts))
             state.step += 1
             if state.step % _CLOCK_STEPS == 0 and state.step < self.steps and self._due(saved):
@@ -203,13 +208,14 @@ class _Worker:
         self._account(sums, started)
 
     def _account(self, sums: Any, started: float) -> None:
-        """Move the loss and tokens of all workers, and the time, into the state."""
+        """Move the loss, tokens and cells of all workers, and the time, into the state."""
         from torch import distributed as dist
 
         self.state.seconds += time.monotonic() - started
         dist.all_reduce(sums)
         self.state.loss += float(sums[0])
         self.state.tokens += int(sums[1])
+        self.state.cells += int(sums[2])
         sums.zero_()
 
     def _evaluate(self) -> dict[str, float]:
@@ -274,6 +280,7 @@ class _Worker:
             targets=torch.from_numpy(self.targets[rows]).to(device),
             weights=torch.from_numpy(weights.astype(np.float32)).to(device),
             tokens=sum(len(tokens[i]) for i in real),
+            cells=inputs["input_ids"].numel(),
             records=len(real),
         )
 

@@ -287,6 +287,7 @@ def _details(
         "validation_records": len(job.validation),
         "records_by_label": {label: int(n) for label, n in zip(job.labels, counts, strict=True)},
         "tokens": figures["tokens"],
+        "padding_share": figures["padding_share"],
         "training_seconds": seconds,
         "records_per_s": round(len(job.training) * config.epochs / seconds, 2) if seconds else None,
         "device": "gpu" if gpu else "cpu",

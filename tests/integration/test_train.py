@@ -76,6 +76,7 @@ def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     for epoch, again in zip(one["epochs"], other["epochs"], strict=True):
         assert epoch | clock == again | clock
     assert one["tokens"] == other["tokens"]
+    assert 0 <= one["padding_share"] == other["padding_share"] < 0.5
     assert one["best_epoch"] == other["best_epoch"]
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -28,11 +29,14 @@ from labelling_peers import (
 )
 from noise import flipped
 from noise_aware import contradicted, hits
+from paper import COLUMNS, TABLE
 from paper_runs import _written
-from paper_table import claim, column
+from paper_table import claim, column, correctness
+from paper_table import table as paper_lines
 from provenance import provenance
 from scaling import growth, watch
 
+from llambert.storage import Folder
 from tests.tiny_roberta import easy_records
 
 
@@ -111,6 +115,30 @@ def test_claims_are_as_sure_as_their_interval():
     assert found["verdict"] == "undecided with one seed"  # though 10 points apart
     assert column(one_seed["a"])["over_seeds"] is None
     assert column(right["a"])["over_seeds"][0] < 90 < column(right["a"])["over_seeds"][1]
+
+
+def test_the_table_is_of_what_the_three_runs_predicted(tmp_path):
+    """100 test records, 90 of them right by gold's labels, 88, 91 and 95 by the others."""
+    right = {"baseline": 90, "llambert": 88, "llambert + extra": 91, "combined": 95}
+    where = ("train/baseline", "train/llambert", "both/llambert", "extra/combined")
+    for place, number in zip(where, right.values(), strict=True):
+        run, variant = place.split("/")
+        said = ["yes" if i < number else "no" for i in range(100)]
+        for seed in (1, 2):
+            Folder(f"{tmp_path}/{run}/evaluation/predictions").write_table(
+                f"{variant}-seed-{seed}.parquet", pa.table({"gold": ["yes"] * 100, "label": said})
+            )
+    config = SimpleNamespace(train=SimpleNamespace(seeds=[1, 2]))
+    found = correctness(config, str(tmp_path))
+    assert {name: each.sum(axis=1).tolist() for name, each in found.items()} == {
+        name: [number, number] for name, number in right.items()
+    }
+    columns = {name: column(found[name]) for name in COLUMNS}
+    claims = {"combined above baseline": claim(found, "combined", "baseline", 0.0, None)}
+    lines = paper_lines(columns, claims, {"a": TABLE["roberta-large"]})
+    cells = [f"{number:.2f} ± 0.00" for number in right.values()]
+    assert lines[2] == f"| here, 2 seeds | {' | '.join(cells)} |"
+    assert lines[-1].startswith("- combined above baseline: confirmed (+5.00 ± 4.29 points")
 
 
 def test_a_command_that_says_much_is_watched_to_its_end():
