@@ -107,7 +107,8 @@ def evaluate(
         metrics["comparisons"] = compared
     folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
-    held |= {"seconds": round(progress.seconds, 3)}
+    if held:
+        held["seconds"] = round(progress.seconds, 3)
     return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics | held)
 
 
