@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from noise import mean_told
 from paper import CURVE
 from paper_runs import do, located, train_run
 from provenance import provenance
@@ -91,7 +92,10 @@ def published(labels: str, most: int) -> list[Point]:
 
 
 def beside(found: dict[str, Any]) -> list[str]:
-    """What was measured of each variant, the paper's figures of RoBERTa-large beside."""
+    """What was measured of each variant, the paper's figures of RoBERTa-large beside.
+
+    Both with Student's 95 % interval over seeds.
+    """
     heads = [f"{labels}{whose}" for labels in _NAMES for whose in (", %", ", the paper")]
     lines = ["| records | " + " | ".join(heads) + " |", "|---" * 5 + "|"]
     rows = {name: {r["records"]: r for r in found[v]["sizes"]} for name, v in _NAMES.items()}
@@ -101,8 +105,7 @@ def beside(found: dict[str, Any]) -> list[str]:
             row, paper = rows[name].get(size), CURVE[name].get(size)
             here = ""
             if row:
-                low, high = row["accuracy_interval"]
-                here = f"{100 * row['accuracy']:.2f} ({100 * low:.2f} to {100 * high:.2f})"
+                here = mean_told([100 * each for each in row["seeds"].values()])
             cells += [here, "{:.2f} ± {:.2f}".format(*paper) if paper else ""]
         lines.append("| " + " | ".join(cells) + " |")
     return lines

@@ -30,7 +30,7 @@ from llambert.uncertain import check_found, find_texts, least_certain, read_rows
 LABELS = "labels"  # inside the stage's folder
 _ANNOTATIONS = "annotations.parquet"
 _COST = ("asked", "seconds", "records_per_s", "device", "device_seconds")  # of the last round
-_TOLD = ("failed", "errors", "truncated")
+_TOLD = ("failed", "errors", "truncated", "paid_responses")
 
 
 class CascadeConfig(Section):

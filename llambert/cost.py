@@ -65,7 +65,7 @@ def cost(made: Mapping[str, Manifest], prices: PricesConfig) -> dict[str, Any]:
         "steps": steps,
         "amount": amount,
         "llm_answers": sum(each.records for each in work.values() if each.llm),
-        "answers_beside": _beside(made["annotate"], work),
+        "answers_beside": _beside(made, work),
         "llm_only": _llm_only(llm, encoder.records, unit),
         "share": None,
     }
@@ -73,11 +73,12 @@ def cost(made: Mapping[str, Manifest], prices: PricesConfig) -> dict[str, Any]:
     return told | (_compared(llm, encoder, again, unit, told) if unit else {})
 
 
-def _beside(annotate: Manifest, work: Mapping[str, Held]) -> int:
-    """Stored answers to none of the run's records: at least, as a cascade's may be younger."""
-    used = sum(each.records for each in work.values() if each.llm)
-    used -= annotate.details.get("failed", 0)
-    return max(annotate.details.get("paid_responses", 0) - used, 0)
+def _beside(made: Mapping[str, Manifest], work: Mapping[str, Held]) -> int:
+    """Stored answers to none of the run's records, as the last to ask found them."""
+    asking = [made[title].details for title, each in work.items() if each.llm]
+    failed = sum(each.get("failed", 0) for each in asking)
+    used = sum(each.records for each in work.values() if each.llm) - failed
+    return max(max(each.get("paid_responses", 0) for each in asking) - used, 0)
 
 
 def _unit(work: Mapping[str, Held], prices: PricesConfig) -> _Unit | None:

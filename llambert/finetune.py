@@ -171,7 +171,7 @@ class _Worker:
             "history": state.history,
             "best_epoch": state.best_epoch,
             "tokens": state.tokens,
-            "padding_share": round(1 - state.tokens / state.cells, 4),
+            "padding_share": _padding(state),
             "seconds": round(state.seconds, 2),
             "resumed": state.resumed,
             "max_length": self.max_length,
@@ -339,6 +339,11 @@ class _Worker:
             with contextlib.suppress(RayError):  # it is lost with its node
                 self.job.counter.add(seen - self.job.counter.read()[0])
         return state
+
+
+def _padding(state: _State) -> float | None:
+    """The share of what was computed that is padding; None of a checkpoint that did not count."""
+    return round(1 - state.tokens / state.cells, 4) if state.cells >= state.tokens > 0 else None
 
 
 def deal(

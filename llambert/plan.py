@@ -159,7 +159,11 @@ def estimate(
     stages = {name: _stage(each, rates.get(each.rate), prices) for name, each in work.items()}
     busy = [stage for stage in stages.values() if stage["device"] != "none"]
     on_devices = [stage for stage in busy if stage["device"] != "endpoint"]
-    kinds = {rates[each.rate].device for each in work.values() if each.rate in rates} - {None}
+    kinds = {
+        rates[each.rate].device or "gpu"  # what a rate of the run file is of, unless it says
+        for each in work.values()
+        if each.device in ("llm", "encoder") and each.rate in rates
+    }
     total = {
         "device_hours": _sum(stage["device_hours"] for stage in on_devices)
         if len(kinds) <= 1
@@ -232,7 +236,7 @@ def as_json(rate: Rate) -> dict[str, Any]:
 def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict[str, Any]]:
     """Plan against actual: stage -> figure -> planned (low, expected, high), actual, ratio.
 
-    Stage 'total' has the hours and cost of all that hold a device, where each of them is known.
+    Stage 'total' has the hours and cost of all that kept a model busy, where each is known.
 
     What a stage found done before (answers that were stored, records labelled before a crash) took
     no time in its last round; the plan's hours and cost are then those of the round's share. What
@@ -244,6 +248,7 @@ def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict
         made: the manifests of the run.
     """
     found: dict[str, dict[str, Any]] = {}
+    busy = []
     prices = PricesConfig(**plan["prices"])
     for name, planned in plan["llambert"]["stages"].items():
         work = [held(manifest) for manifest in made if manifest.stage == name]
@@ -260,12 +265,13 @@ def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict
                 ratio = round(value / expected["expected"], 3) if expected["expected"] else None
                 rows[figure] = {"planned": expected, "actual": value, "ratio": ratio}
         found[name] = rows
-    return found | ({"total": total} if (total := _total(found)) else {})
+        if share and planned["device"] != "none":
+            busy.append(rows)
+    return found | ({"total": total} if (total := _total(busy)) else {})
 
 
-def _total(stages: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Hours and cost of all stages, where each that has hours has the figure too."""
-    busy = [rows for rows in stages.values() if "hours" in rows]
+def _total(busy: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Hours and cost of several stages' rows, each figure where none of them lacks it."""
     total = {}
     for figure in ("hours", "cost"):
         if len(busy) > 1 and all(figure in rows for rows in busy):

@@ -342,7 +342,10 @@ def _cell(value: Mapping[str, float] | None, key: str, busy: bool) -> str:
 def _side_by_side(plan: Mapping[str, Any]) -> str:
     """How often LlamBERT's cost, or else its device-hours or time, goes into the LLM's."""
     ours, theirs = plan["llambert"]["total"], plan["llm_on_everything"]["total"]
+    kinds = {rate.get("device") or "gpu" for rate in plan["rates"].values()}
     for key, name in (("cost", "cost"), ("device_hours", "device-hours"), ("hours", "time")):
+        if key == "device_hours" and len(kinds) > 1:  # a GPU's are not those of a whole cluster
+            continue
         if all(total[key] and total[key]["expected"] for total in (ours, theirs)):
             times = Range(**theirs[key]).over(Range(**ours[key]))
             low, expected, high = (digits(each) for each in times)

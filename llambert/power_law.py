@@ -223,19 +223,20 @@ def _steepest(points: Sequence[Point]) -> float:
 
 def _advice(fewest: int, most: int, enough: float, between: Interval | None, gain: float) -> str:
     little, sure = f"a doubling brings less than {100 * gain:g} points", ""
-    if between:
+    if between and between[1] > fewest and between[0] < _BEYOND * most:
         low, high = (f"{_rounded(each):,}" for each in between)
+        low = low if between[0] > fewest else f"{fewest:,} or fewer"
         high = high if between[1] < _BEYOND * most else f"beyond {_BEYOND * most:,}"
         sure = f" (95 %: {low} to {high})"
     if enough <= fewest:
-        return f"stop: from {fewest:,} records on, the fewest measured, {little}"
+        return f"stop: from {fewest:,} records on{sure}, the fewest measured, {little}"
     if enough <= most:
         return f"stop: from about {_rounded(enough):,} records on{sure} {little}"
     if enough <= _BEYOND * most:
         return f"go on to about {_rounded(enough):,} records{sure}, from where on {little}"
     return (
         f"go on to {2 * most:,} records and ask again: {little} only past "
-        f"{_BEYOND * most:,}, which is too far from what was measured to say where"
+        f"{_BEYOND * most:,}{sure}, which is too far from what was measured to say where"
     )
 
 

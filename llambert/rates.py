@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from llambert import cluster
 from llambert.annotate import annotate, annotator_id
 from llambert.config import RunConfig
+from llambert.deepspeed_settings import user_file
 from llambert.held import devices, figures
 from llambert.label import label
 from llambert.plan import Rate, as_json
@@ -35,9 +36,9 @@ _SEED = 1
 # Settings on which speed depends: of training, of labelling, and of the LLM beside its identity
 _TRAINING = (
     *("model", "max_length", "dtype", "freeze_encoder", "batch_size", "micro_batch_size"),
-    *("accelerator_type", "cpus_per_worker"),
+    *("workers", "accelerator_type", "cpus_per_worker"),
 )
-_LABELLING = {"dtype", "batch_tokens", "accelerator_type", "cpus_per_worker"}
+_LABELLING = {"dtype", "batch_tokens", "workers", "accelerator_type", "cpus_per_worker"}
 _ASKING = {
     *("accelerator_type", "device", "tensor_parallel_size", "pipeline_parallel_size"),
     *("batch_size", "prefix_caching", "engine_kwargs"),
@@ -69,7 +70,9 @@ def _key(config: RunConfig, kind: str) -> str:
         asking["concurrency"] = config.annotate.openai.concurrency
         return fingerprint([annotator_id(config.annotate, config.task), asking])
     if kind == "train":
-        return fingerprint(train.model_dump(include={*_TRAINING, "deepspeed"}))
+        return fingerprint(
+            [train.model_dump(include={*_TRAINING, "deepspeed"}), user_file(train.deepspeed)]
+        )
     labelling = config.label.model_dump(include=_LABELLING)
     return fingerprint([train.model, train.max_length, labelling])
 

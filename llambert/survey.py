@@ -32,6 +32,7 @@ _SHARE_BYTES = 64 * 2**20  # of a Parquet file, as stored
 _READERS = 16  # Parquet footers read at once: a store answers each in tens of milliseconds
 _Z = 1.96  # deviations to either end of a 95 % interval
 _MARGIN_ALONE = 1.0  # of a ratio by a single cluster, which says nothing of how clusters differ
+_FEW = 3  # clusters, up to which the same holds
 # Characters of a token, where the endpoint's tokenizer is not known: about 4 of English, says
 # https://help.openai.com/en/articles/4936856
 _CHARACTERS = Range(3.0, 4.0, 5.0)
@@ -205,8 +206,10 @@ def ratio_total(clusters: Sequence[tuple[float, float]], total: float) -> Range:
         return alone
     scatter = float(((good - ratio * sizes) ** 2).sum())
     half = float(t.ppf(0.975, n - 1)) * (n / (n - 1) * scatter) ** 0.5 / sizes.sum()
-    low, high = (float(end) * total for end in (ratio - half, ratio + half))
-    return Range(max(low, alone.low), alone.expected, min(high, alone.high))
+    low, high = (float(end) * total for end in (max(ratio - half, 0.0), ratio + half))
+    if n <= _FEW:
+        low, high = max(low, alone.low), min(high, alone.high)
+    return Range(low, alone.expected, high)
 
 
 def _rows(corpus: Corpus) -> int:

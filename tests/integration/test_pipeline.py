@@ -167,6 +167,12 @@ def test_the_report_has_figures_that_add_up(done):
     assert report["annotate"]["counts"]["dropped"]["off_list"] > 0
     page = (folder / "out" / "report" / "index.html").read_text()
     assert "3,000 records labelled" in page
+    evaluated = json.loads((folder / "out" / "evaluation" / "manifest.json").read_text())
+    held = evaluated["details"]
+    assert held["device"] == "cpu" and held["workers"] >= 1
+    assert 0 < held["seconds"] <= evaluated["seconds"]
+    step = report["cost"]["steps"]["evaluate"]
+    assert (step["device"], step["records"]) == ("cpu", evaluated["counts"]["out"])
 
 
 def test_the_models_are_hugging_face_folders(done):

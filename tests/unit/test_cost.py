@@ -118,8 +118,10 @@ def test_answers_that_the_run_does_not_use_are_told():
     asked = manifest("annotate", 100, 50, **stored, paid_responses=399)
     assert cost(run(annotate=asked), NO_PRICES)["answers_beside"] == 300
     again = {"answers": 250, "asked": 250, "seconds": 25.0, "device": "cpu"}
-    cascade = manifest("cascade", 1_000_000, 60, cost=again)
-    assert cost(run(annotate=asked, cascade=cascade), NO_PRICES)["answers_beside"] == 50
+    cascade = manifest("cascade", 1_000_000, 60, cost=again, paid_responses=649)  # asked after
+    assert cost(run(annotate=asked, cascade=cascade), NO_PRICES)["answers_beside"] == 300
+    earlier = manifest("cascade", 1_000_000, 60, cost=again)  # of a version that did not note it
+    assert cost(run(annotate=asked, cascade=earlier), NO_PRICES)["answers_beside"] == 50
     assert cost(run(), NO_PRICES)["answers_beside"] == 0
 
 

@@ -136,6 +136,19 @@ def test_gold_training_records_of_no_label_are_in_quarantine_and_train_nothing_a
     assert "gold.refused" in steps(config, "report")[0].inputs  # which tells how many
 
 
+def test_a_bound_that_is_moved_makes_the_report_alone_anew(folder):
+    def fingerprints(gates: dict[str, float]) -> dict[str, str]:
+        config = RunConfig.model_validate(config_of(folder).model_dump() | {"gates": gates})
+        stages = ("corpus", "sample", "annotate", "train", "evaluate", "label", "report")
+        return {s.title: s.fingerprint for stage in stages for s in steps(config, stage)}
+
+    open_, loose, strict = (
+        fingerprints(g) for g in ({}, *({"llm_accuracy": b} for b in (0.8, 0.9)))
+    )
+    for one, other in ((open_, loose), (loose, strict)):
+        assert {title for title in one if one[title] != other[title]} == {"report"}
+
+
 def test_the_resolved_run_file_is_left_with_versions_and_commit(folder):
     config = config_of(folder)
     Pipeline(config).write_config()

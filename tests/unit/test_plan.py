@@ -159,6 +159,22 @@ def test_the_whole_run_is_held_against_the_whole_plan():
     assert set(compare(plan, [trained, untold])["total"]) == {"hours"}  # what it held is not known
 
 
+def test_without_an_llms_rate_its_cost_is_not_left_out_of_the_total():
+    """An endpoint's tokens have a price, but how fast it answers is not known."""
+    asking = Work(
+        *(Range.exactly(100), "annotate", "endpoint", Range.exactly(300), Range.exactly(2)),
+    )
+    rate = Rate("records", 1.0, "a benchmark", margin=0.0, device="gpu")
+    work = {"annotate": asking, "label": Work(Range.exactly(3600), "label", "encoder")}
+    plan = {"llambert": estimate(work, {"label": rate}, PRICES), "prices": PRICES.model_dump()}
+    details = {"asked": 100, "prompt_tokens": 30_000, "output_tokens": 200}
+    gpu = {"labelled_now": 3600, "seconds": 3600.0, "device": "gpu", "workers": 1}
+    made = [manifest("annotate", 100, 9.0, **details), manifest("label", 3600, 3600.0, **gpu)]
+    total = compare(plan, made)["total"]
+    assert total.keys() == {"cost"}
+    assert total["cost"]["actual"] == pytest.approx(0.062 + PRICES.encoder_device_hour)
+
+
 def test_hours_of_gpus_and_of_a_cluster_without_are_not_added_up():
     work = {name: Work(Range.exactly(3600), name, "encoder") for name in ("train", "label")}
     rates = {
@@ -167,6 +183,8 @@ def test_hours_of_gpus_and_of_a_cluster_without_are_not_added_up():
     }
     total = estimate(work, rates, PRICES)["total"]
     assert total["device_hours"] is None and total["hours"] == exactly(2)
+    unsaid = rates | {"train": Rate("records", 1.0, "the run file", margin=0.0)}  # of a GPU
+    assert estimate(work, unsaid, PRICES)["total"]["device_hours"] is None
     alike = dict.fromkeys(rates, rates["train"])
     assert estimate(work, alike, PRICES)["total"]["device_hours"] == exactly(2)
 

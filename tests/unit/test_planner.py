@@ -8,7 +8,7 @@ import pytest
 from llambert.config import RunConfig
 from llambert.pipeline import Pipeline
 from llambert.plan import compare
-from llambert.planner import make_plan, show
+from llambert.planner import _side_by_side, make_plan, show
 from llambert.progress import Progress
 from llambert.step import made, run_step
 from llambert.storage import Outcome
@@ -20,6 +20,7 @@ RATES = {
     "train": {"records_per_s": 20.0, "margin": 0.0, "device": "cpu", "source": "a guess"},
     "label": {"records_per_s": 50.0, "margin": 0.0, "device": "cpu", "source": "a guess"},
 }
+RANGE = {"low": 1.0, "expected": 2.0, "high": 4.0}
 PRICES = {
     **{"encoder_device_hour": 1.8},
     **{"million_prompt_tokens": 10.0, "million_output_tokens": 100.0},
@@ -133,3 +134,14 @@ def test_the_time_of_one_gpu_is_said_to_be_that_where_the_run_may_take_more(conf
 
     assert told(label={"workers": None})
     assert not told()
+
+
+def test_hours_of_a_gpu_are_not_held_against_those_of_a_cluster_without():
+    def plan(encoder: str | None) -> dict:
+        total = {"cost": None, "device_hours": RANGE, "hours": RANGE}
+        ways = {way: {"total": total} for way in ("llambert", "llm_on_everything")}
+        return ways | {"rates": {"annotate": {}, "train": {"device": encoder}}}
+
+    assert "times the device-hours" in _side_by_side(plan("gpu"))
+    assert "times the device-hours" in _side_by_side(plan(None))  # a GPU's, too
+    assert "times the time" in _side_by_side(plan("cpu"))

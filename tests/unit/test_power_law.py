@@ -119,6 +119,12 @@ def test_where_to_stop_is_told_with_how_sure_it_is():
     assert low < ahead.enough < high and low <= law.enough(0.02) <= high
     told = r"^stop: from about [\d,]+ records on \(95 %: [\d,]+ to [\d,]+\) a doubling"
     assert re.search(told, ahead.advice)
+    early = look_ahead(points, 0.2).advice  # all that was measured is more than enough
+    assert early.startswith("stop: from 200 records on, the fewest measured")
+    unsure = look_ahead(points, 0.0435).advice
+    assert re.search(r"^stop: from .* records on \(95 %: 200 or fewer to [2-9]\d\d\)", unsure)
+    never = look_ahead(points, 0.002).advice
+    assert "only past 12,800, which is" in never
     far = look_ahead(points, 0.0085)
     assert re.search(r"^go on to about [\d,]+ records \(95 %: .* to beyond 12,800\),", far.advice)
 

@@ -34,7 +34,13 @@ TRAINED = {
     "training_records": 450,
     "workers": 2,
     "device": "gpu",
-    "settings": {"model": "an/encoder", "max_length": 128, "dtype": "auto", "batch_size": 16},
+    "settings": {
+        "model": "an/encoder",
+        "max_length": 128,
+        "dtype": "auto",
+        "batch_size": 16,
+        "workers": 2,
+    },
 }
 LABELLED = {
     "labelled_now": 9000,
@@ -93,7 +99,7 @@ def config(tmp_path, **plan) -> RunConfig:
             "corpus": {"path": str(tmp_path / "elsewhere.jsonl")},
             "sample": {"size": 100},
             "annotate": {"engine": "openai", "model": "a-model"},
-            "train": {"model": "an/encoder", "max_length": 128},
+            "train": {"model": "an/encoder", "max_length": 128, "workers": 2},
             "plan": plan,
         }
     )
@@ -175,6 +181,8 @@ def test_where_a_rate_is_from(tmp_path):
     [
         ("annotate", "annotate", {"openai": {"concurrency": 2}}),
         ("train", "train", {"batch_size": 256}),
+        ("train", "train", {"workers": 1}),
+        ("label", "label", {"workers": (1, 1)}),
         ("train", "train", {"deepspeed": {"zero_stage": 3}}),
         ("label", "label", {"batch_tokens": 1024}),
         ("label", "label", {"accelerator_type": "T4"}),

@@ -320,6 +320,12 @@ def test_records_that_are_equally_sure_are_not_parted(tmp_path):
     ]
     (row,) = [row for row in write(tmp_path, evaluate=evaluate)[1].rows if "alike" in str(row)]
     assert row[2:] == ["95.0 %of the surest 97.0 %, alike to the end"] * 2
+    one["records"] = 15  # of so few the half is eight
+    one["risk_coverage"] = [
+        {"coverage": n / 15, "accuracy": 1.0, "confidence": 1 - n / 100} for n in range(1, 16)
+    ]
+    page = write(tmp_path, evaluate=evaluate)[1]
+    assert not any("alike" in str(row) for row in page.rows)
 
 
 def test_answers_that_no_record_of_the_run_got_are_told(tmp_path):

@@ -106,6 +106,9 @@ def test_the_interval_of_a_ratio():
     assert (low, high) == (pytest.approx(300 - half), pytest.approx(300 + half))
     assert ratio_total([(10, 5)], 100) == (25, 50, 100)  # nothing tells how others would differ
     assert ratio_total([], 100) == Range.exactly(0)
+    few, more = [(10, 10), (10, 0), (10, 0)], [(10, 10), (10, 0), (10, 0), (10, 0)]
+    assert ratio_total(few, 30) == (5, 10, 20)  # Student's own would be 0 to 53
+    assert ratio_total(more, 40) == (0, 10, pytest.approx(10 + 3.182446 * 10))
 
 
 def test_a_mean_has_its_interval_unless_all_was_seen():
