@@ -107,8 +107,6 @@ def evaluate(
         metrics["comparisons"] = compared
     folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
-    if held:
-        held["seconds"] = round(progress.seconds, 3)
     return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics | held)
 
 

@@ -1,5 +1,6 @@
 """The artefacts of a finished run that the report reads, made by hand: no Ray, no model."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,7 @@ SEEDS = (1, 2)
 RIGHT = {"baseline": 0.80, "llambert": 0.86, "combined": 0.90}  # shares of the gold records
 _GOLD = 600
 _PROMPT = "Is this review positive or negative?\n\n{text}"
-
-
-_MEASURED = {"device": "gpu", "workers": 2, "seconds": 15.0}
+_MEASURED = {"device": "gpu", "workers": 2}  # beside the figures of an evaluation
 
 
 def manifest(
@@ -71,6 +70,7 @@ def finished_run(
         ),
     )
     _write_answers(folder, mark)
+    evaluated = manifest("evaluate", _GOLD, metrics | _MEASURED)
     steps = {
         "corpus": ("corpus", _corpus()),
         "sample": ("sample", manifest("sample", 1000, dropped={"not_drawn": RECORDS - 1000})),
@@ -80,7 +80,7 @@ def finished_run(
             for seed in SEEDS
             for who in RIGHT
         },
-        "evaluate": ("evaluation", manifest("evaluate", _GOLD, metrics | _MEASURED)),
+        "evaluate": ("evaluation", replace(evaluated, seconds=15.0)),
         "label": ("labels/m", _label()),
     }
     return {title: (Folder(str(folder / place)), each) for title, (place, each) in steps.items()}
