@@ -168,7 +168,7 @@ def status(config: str, overrides: tuple[str, ...]) -> None:
     default=0.5,
     show_default=True,
     metavar="POINTS",
-    type=click.FloatRange(min=0, min_open=True),
+    type=float,
     help="Points of accuracy that twice the annotations must win to be worth it.",
 )
 def curve(config: str, overrides: tuple[str, ...], gain: float) -> None:

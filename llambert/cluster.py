@@ -46,7 +46,11 @@ _STARTS = 2  # attempts to start Ray: on a busy machine its processes may need l
 
 # Notices of what is as it should be: that the local cluster asks for a token, that our own
 # progress line stands in for Ray Data's bars.
-_CHATTY = ("ray._private.authentication", "ray.data._internal.progress")
+_CHATTY = (
+    *("ray._private.authentication", "ray.data._internal.progress"),
+    # which of several clusters ray.data.llm's ray.init would join, were this process not in ours
+    "ray._private.services",
+)
 
 # Until an execution in which no block moves is given up. A block of a large encoder takes a core
 # more than Ray's half an hour, and a GPU may have to be waited for longer than that.
@@ -93,8 +97,10 @@ def connection() -> Iterator[None]:
         _init(address)
     except ConnectionError as error:
         raise UserError(
-            f"no Ray cluster answers at RAY_ADDRESS={address!r}",
-            "start it, or unset RAY_ADDRESS to run on this machine alone",
+            f"no Ray cluster answers at RAY_ADDRESS={address!r}, or not to this process",
+            "start it; if it was started with a token, as `ray start` does by itself, set "
+            "RAY_AUTH_MODE=token here too, with the head node's ~/.ray/auth_token; or unset "
+            "RAY_ADDRESS to run on this machine alone",
         ) from error
     except (ValueError, RuntimeError) as error:  # malformed, or of another version of Ray or Python
         if not address:

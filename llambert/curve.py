@@ -53,8 +53,13 @@ class Curve:
             gain: accuracy (0..1) below which a doubling of the annotations is not worth it.
 
         Raises:
-            UserError: nothing is annotated, or a variant has too few records.
+            UserError: no such gain, nothing is annotated, or a variant has too few records.
         """
+        if not 0 < gain < 1:
+            raise UserError(
+                f"a doubling cannot bring {100 * gain:g} points of accuracy",
+                "give --gain more than 0 and less than 100, as 0.5",
+            )
         self._config, self._gain = config, gain
         self._pipeline = Pipeline(config)
         self.folder = self._pipeline.workdir.curve
@@ -104,6 +109,8 @@ class Curve:
                     have = cluster.resources()
                     needs = required_resources(self._config.train, have)
                     fits("curve", needs, have, cluster.nodes())
+                    for note in _notes(self._warnings):  # before it takes its time
+                        click.echo(note)
                     for trial in [trial for trial in trials if trial not in done]:
                         with Progress("curve") as progress:
                             done[trial] = run_step(trials[trial], progress)
@@ -242,13 +249,15 @@ class Curve:
     def _cost(self, variant: str, last: dict[str, Any]) -> dict[str, Any]:
         """What twice the largest size takes: further labels, the LLM for them, one training.
 
-        All starts are left out. `cost`, in `currency`, is null where a rate or price is missing.
+        Labels that are there and were in no training are not paid for again. All starts are left
+        out. `cost`, in `currency`, is null where a rate or price is missing.
         """
-        size, prices = last["records"], self._config.plan.prices
+        size, prices = 2 * last["records"], self._config.plan.prices
+        further = max(size - self._records[variant].num_rows, 0)
         hour = prices.encoder_device_hour
         money = None if hour is None else 2 * last["device_seconds"] / 3600 * hour
         cost = {
-            "further_records": size,
+            "further_records": further,
             "training_seconds": 2 * last["training_seconds"],
             "training_device_seconds": 2 * last["device_seconds"],
             "training_device": last["device"],
@@ -257,20 +266,21 @@ class Curve:
         }
         if variant == "baseline":
             return cost
-        asked = self._asking(size)
+        asked = self._asking(size, further)
         llm = asked["llm_cost"]
         return cost | asked | {"cost": None if money is None or llm is None else money + llm}
 
-    def _asking(self, size: int) -> dict[str, Any]:
-        """The LLM's part of the cost of `size` further annotations, as a plan would tell it.
+    def _asking(self, size: int, further: int) -> dict[str, Any]:
+        """The LLM's part of the cost of `further` annotations, `size` in all, as a plan tells it.
 
         `llm_seconds`, `llm_device_seconds` and `llm_cost` are None where no LLM of ours was at
         work, or its rate or price is not known.
         """
         (annotate,), (sample,) = (self._pipeline.steps(s) for s in ("annotate", "sample"))
         done, corpus = made(annotate), made(sample).counts["in"]
-        answers = round(size * done.counts["in"] / done.counts["out"])
-        if 2 * answers > corpus:
+        of_a_label = done.counts["in"] / done.counts["out"]
+        answers = round(further * of_a_label)
+        if round(size * of_a_label) > corpus:
             self._warnings.append(f"the corpus has {corpus:,} records, too few for the doubling")
         asked = held(done)
         prompt, answer = asked.prompt_tokens / asked.records, asked.output_tokens / asked.records
@@ -321,7 +331,11 @@ def _lines(figures: Mapping[str, Any]) -> list[str]:
         told += ["", f"{variant:<12}{'records':>9}   accuracy                   one training"]
         told += [_row(row) for row in each["sizes"]]
         told += _outlook(each, 100 * figures["wanted_gain"])
-    return told + [f"note: {warning}" for warning in figures["warnings"]]
+    return told + _notes(figures["warnings"])
+
+
+def _notes(warnings: Sequence[str]) -> list[str]:
+    return [f"note: {warning}" for warning in warnings]
 
 
 def _row(row: Mapping[str, Any]) -> str:
@@ -338,16 +352,17 @@ def _outlook(figures: Mapping[str, Any], gain: float) -> list[str]:
     return [
         f"  error in % = {100 * law['a']:.3g} n^-{law['b']:.3g} + {100 * law['c']:.3g}",
         f"  the next doubling, to {ahead['size']:,}, would bring {100 * ahead['gain']:+.2f} points"
-        f"{between}, to {100 * ahead['accuracy']:.2f} %",
-        f"  and take {_price(figures['doubling_costs'])}",
+        f"{between}: by this law from {100 * (ahead['accuracy'] - ahead['gain']):.2f} to "
+        f"{100 * ahead['accuracy']:.2f} %",
+        f"  and take, without any start, {_price(figures['doubling_costs'])}",
         f"  {ahead['advice']}",
     ]
 
 
 def _price(cost: Mapping[str, Any]) -> str:
-    what = f"{cost['further_records']:,} further gold labels"
+    what = f"{_many(cost['further_records'])} further gold labels"
     if "answers" in cost:
-        what = f"{cost['answers']:,} further answers of the LLM"
+        what = f"{_many(cost['answers'])} further answers of the LLM"
         if cost["prompt_tokens"]:
             what += (
                 f", {cost['prompt_tokens']:,} prompt and {cost['output_tokens']:,} output tokens"
@@ -361,6 +376,10 @@ def _price(cost: Mapping[str, Any]) -> str:
         f"{what}, and a training of {cost['training_seconds']:,.0f} s "
         f"({cost['training_device_seconds']:,.0f} {cost['training_device']}-seconds){whole}"
     )
+
+
+def _many(count: int) -> str:
+    return f"{count:,}" if count else "no"
 
 
 def _percent(interval: tuple[float, float]) -> str:

@@ -107,7 +107,8 @@ def evaluate(
         metrics["comparisons"] = compared
     folder.write_table(ERRORS, pa.concat_tables(errors))
     folder.write_json("metrics.json", metrics)
-    return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, metrics | held)
+    details = metrics | held | {"warnings": _missed(by_variant)}
+    return Outcome({"in": gold.num_rows, "out": gold.num_rows, "dropped": {}}, details)
 
 
 def read_predictions(folder: Folder, variant: str, seed: int) -> pa.Table:
@@ -149,6 +150,23 @@ def _compare(
             if tested:
                 found.append({"first": first, "second": second, "seed": seed, **tested})
     return found
+
+
+def _missed(by_variant: Mapping[str, Mapping[int, Mapping[str, Any]]]) -> list[str]:
+    """A sentence for each label that an encoder finds less often than by guessing."""
+    told = []
+    for variant, seeds in by_variant.items():
+        for seed, measured in seeds.items():
+            for label, one in measured["labels"].items():
+                records, by_guessing = one["records"], 1 / len(measured["labels"])
+                found = round(one["recall"] * records)
+                if records and wilson_interval(found, records)[1] < by_guessing:
+                    told.append(
+                        f"{variant}, seed {seed}, finds {found:,} of {records:,} gold records "
+                        f"with label {label!r}, fewer than by guessing: it has hardly learned this "
+                        "label (more train.epochs or records, train.class_weights)"
+                    )
+    return told
 
 
 def _blocks(gold: pa.Table) -> int:

@@ -85,7 +85,7 @@ _KINDS = {
     ),
     "label_share": _Kind(
         "annotate",
-        "of the LLM's labels are its rarest",
+        "of the LLM's labels are its rarest, ",
         "mend the prompt if it favours a label, draw a larger sample if the label is rare",
     ),
     "llm_accuracy": _Kind(
@@ -112,8 +112,9 @@ class Gate:
     bound: float
     hits: int
     records: int  # of which `hits` make the share
-    mistakes: str  # where to look, and what is there
+    where: str  # to look, and what is there
     table: pa.Table | None = field(default=None, repr=False)  # of mistakes that are nowhere yet
+    label: str = ""  # the rarest
 
     @property
     def share(self) -> float | None:
@@ -150,7 +151,7 @@ class Gate:
             return f"{self.name}: no record to measure by; {self.asks} passes"
         low, high = wilson_interval(self.hits, self.records)
         return (
-            f"{self.name}: {self.share:.4f} {_KINDS[self.name].share} "
+            f"{self.name}: {self.share:.4f} {_KINDS[self.name].share}{self.label} "
             f"({low:.4f} to {high:.4f}, {self.records:,} records); {self.asks} passes"
         )
 
@@ -209,10 +210,10 @@ def annotation_gates(
         gates.append(Gate("rejects_share", config.rejects_share, *counts, why))
     if config.label_share is not None:
         found = {label: made.details["labels"].get(label, 0) for label in labels}
-        counts = (min(found.values()), sum(found.values()))
-        gates.append(
-            Gate("label_share", config.label_share, *counts, f"{where} ({_listed(found)})")
-        )
+        rarest = min(found, key=lambda label: found[label])
+        counts = (found[rarest], sum(found.values()))
+        why = f"{where} ({_listed(found)})"
+        gates.append(Gate("label_share", config.label_share, *counts, why, label=repr(rarest)))
     if config.llm_accuracy is not None:
         right = pc.fill_null(pc.equal(gold["label"], gold["gold"]), False)
         counts = (pc.sum(right).as_py() or 0, gold.num_rows - gold["label"].null_count)
@@ -264,12 +265,12 @@ def check_passed(gates: Iterable[Gate], folder: Folder) -> None:
         return
     said, remedies = [], []
     for gate in breached:
-        where = gate.mistakes
+        where = gate.where
         if gate.table is not None:
             folder.write_table(f"{gate.name}.parquet", gate.table)
             where = f"{folder.uri}/{gate.name}.parquet ({gate.table.num_rows:,} records)"
         kind = _KINDS[gate.name]
-        said.append(f"a gate after {kind.stage} is not passed: {gate.line()}\n  mistakes: {where}")
+        said.append(f"a gate after {kind.stage} is not passed: {gate.line()}\n  look at {where}")
         remedies.append(f"{kind.remedy}, or move the bound: --set gates.{gate.name}=…")
     raise GateError(
         "\n".join(said),

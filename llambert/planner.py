@@ -19,7 +19,7 @@ from llambert.lease import Lease
 from llambert.pipeline import Pipeline
 from llambert.plan import FIGURES, Range, Rate, Work, as_json, estimate, plain
 from llambert.preflight import check_resources
-from llambert.progress import digits
+from llambert.progress import digits, duration
 from llambert.rates import calibrate, known_rates, to_ask
 from llambert.step import check_writable
 from llambert.survey import Survey, encoder_tokens, llm_tokens, survey
@@ -29,6 +29,7 @@ from llambert.workdir import PLAN
 _SCALES = ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, ""))
 _CLOCK = ((1.0, " h"), (1 / 60, " min"), (1 / 3600, " s"))  # of hours
 _DEVICES = {"gpu": "a GPU", "cpu": "a cluster without GPUs"}
+_FILE_WIDTH = 120  # columns, where no terminal tells how many it has
 _UNTOLD = ("corpus", "sample")  # they hold no device, and their records are those of others
 _MARGIN_TOKENS = 0.1  # of the tokens that an engine counted on some hundred records
 
@@ -300,6 +301,8 @@ def _stored(pipeline: Pipeline) -> int:
 def show(plan: Mapping[str, Any], where: str) -> None:
     """Print the plan as a table, what it compares to, and what it stands on."""
     console, currency = Console(highlight=False), plan["prices"]["currency"]
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     heads = ("records", "tokens", "device-hours", "time", f"cost, {currency}")
     table = Table("", *heads, box=None, pad_edge=False)
     for column in table.columns[1:]:
@@ -320,7 +323,8 @@ def show(plan: Mapping[str, Any], where: str) -> None:
     for kind, rate in plan["rates"].items():
         of = _DEVICES.get(rate.get("device"), "a device")
         per_s = f"{rate['per_s']:,.1f} {rate['unit']}/s of {of}, within {rate['margin']:.0%}"
-        lines.append(f"{kind}: {per_s}; {rate['source']}")
+        start = f", after a start of {duration(rate['start_s'])}" if rate["start_s"] else ""
+        lines.append(f"{kind}: {per_s}{start}; {rate['source']}")
     for line in [*lines, *plan["notes"]]:
         console.print(f"- {line}", markup=False, soft_wrap=not console.is_terminal)
     console.print(where, markup=False, soft_wrap=True)

@@ -114,8 +114,8 @@ class Outlook:
     accuracy_interval: Interval | None  # 95 %, by a bootstrap over seeds; None for one
     gain: float | None  # over the largest size
     gain_interval: Interval | None
-    # records from which on a doubling wins less than was asked for; no fewer than the fewest
-    # measured, and no more than four times the most
+    # records from which on a doubling wins less than was asked for: the fewest measured at least;
+    # None beyond four times the most, which is too far to say, and which the interval ends at
     enough: int | None
     enough_interval: Interval | None
     advice: str
@@ -182,7 +182,7 @@ def look_ahead(points: Sequence[Point], gain: float, chance: float = 0.0) -> Out
         accuracy_interval=_interval([1 - each.error(2 * last.size) for each in laws]),
         gain=law.doubling(last.size),
         gain_interval=_interval([each.doubling(last.size) for each in laws]),
-        enough=round(float(np.clip(enough, *within))),
+        enough=round(max(enough, within[0])) if enough <= within[1] else None,
         enough_interval=between,
         advice=_advice(sizes[0], last.size, enough, between, gain),
     )

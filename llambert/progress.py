@@ -302,7 +302,7 @@ def roughly(count: float) -> str:
 
 def duration(seconds: float) -> str:
     """Seconds as a person reads them: 8 s, 3 min 20 s, 2 h 05 min."""
-    whole = int(seconds)
+    whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
     if whole < 3600:

@@ -73,7 +73,8 @@ def report(
     if plan and (compared := compare(plan, list(manifests.values()))):
         value["plan"] = compared
         rates = {kind: rate["source"] for kind, rate in plan["rates"].items()}
-        value["planned"] = {"created": plan["created"], "rates": rates}
+        currency = PricesConfig(**plan["prices"]).currency
+        value["planned"] = {"created": plan["created"], "rates": rates, "currency": currency}
     folder.write_json("report.json", value)
     folder.write_bytes("index.html", page(value).encode())
     return Outcome({"in": len(made), "out": len(made), "dropped": {}})
@@ -165,14 +166,14 @@ def _step(folder: Folder, manifest: Manifest) -> dict[str, Any]:
 
 
 def _work(manifest: Manifest) -> dict[str, Any]:
-    """How fast a step was and what it took: what its manifest tells, and nothing else."""
+    """How fast a step was and what it took, where its manifest tells."""
     figures = {}
     details = held_figures(manifest)
     for name, (_, keys) in WORK.items():
         found = [v for v in (details.get(key) for key in keys) if v is not None]
         if found and not (name in _NO_COUNT and found[0] == 0):
             figures[name] = found[0]
-    return figures
+    return figures if figures.keys() - {"device"} else {}
 
 
 def _gold_asked(manifests: Mapping[str, Manifest]) -> list[dict[str, Any]]:

@@ -14,9 +14,11 @@ SECRET = re.compile(  # words between underscores: MAX_TOKENS and TOKENIZER are 
 
 
 class Section(BaseModel):
-    """A frozen pydantic model that refuses fields it does not know."""
+    """A frozen pydantic model that refuses fields it does not know, infinity and NaN."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False
+    )
 
 
 def _absolute(value: str, info: ValidationInfo) -> str:

@@ -362,6 +362,7 @@ def test_a_wrong_file_names_field_value_and_remedy(write, change, says):
     ("override", "says"),
     [
         ("label.batch_tokens=0", "\n  label.batch_tokens: Input should be greater than"),
+        ("plan.prices.llm_device_hour=.inf", "llm_device_hour: Input should be a finite number"),
         ("task.labels={'[spam]': 5, ham: []}", "\n  task.labels.[spam]: Input should be"),
         ("train={model: m, 'model[0]': x}", "\n  train.model[0]: no such field"),
     ],

@@ -120,7 +120,8 @@ def test_without_gold_the_first_annotations_are_held_back(tmp_path):
 
 
 def test_what_a_doubling_costs(tmp_path):
-    config = run_file(tmp_path, {"train": "train.parquet", "test": "test.parquet"})
+    gold, variants = {"train": "train.parquet", "test": "test.parquet"}, ["llambert", "baseline"]
+    config = run_file(tmp_path, gold, variants=variants)
     annotated(config)
     curve = Curve(config, 0.005)
     last = {"records": 270, "training_seconds": 8.0, "device_seconds": 16.0, "device": "gpu"}
@@ -132,9 +133,11 @@ def test_what_a_doubling_costs(tmp_path):
     assert cost["llm_device"] == "gpu" and cost["cost"] is None
     assert cost["training_seconds"] == 16 and cost["training_device_seconds"] == 32
     assert not curve._warnings
-    assert curve._cost("llambert", last | {"records": 540})["answers"] == 600
+    assert curve._cost("llambert", last | {"records": 540})["answers"] == 900
     assert "1,000 records, too few" in curve._warnings[0]
     assert "answers" not in curve._cost("baseline", last)
+    there = curve._cost("llambert", last | {"records": 100})  # 200 of the 270 that are annotated
+    assert there["further_records"] == there["answers"] == there["llm_device_seconds"] == 0
 
     known = {"annotate": {"records_per_s": 1.0, "device": "gpu", "source": "a benchmark"}}
     plan = PlanConfig(prices=PRICES, rates=known)
@@ -143,6 +146,12 @@ def test_what_a_doubling_costs(tmp_path):
     assert cost["llm_device_seconds"] == pytest.approx(300)  # by the rate that is given
     assert (cost["cost"], cost["currency"]) == (pytest.approx(300 * 0.001 + 32 * 0.0001), "EUR")
     assert priced._cost("baseline", last)["cost"] == pytest.approx(0.0032)
+
+
+@pytest.mark.parametrize("gain", [float("nan"), float("inf"), -0.1, 0.0, 5.0])
+def test_no_doubling_brings_such_a_gain(tmp_path, gain):
+    with pytest.raises(UserError, match=f"{100 * gain:g} points"):
+        Curve(run_file(tmp_path, None), gain)
 
 
 def test_what_a_curve_wants(tmp_path):
@@ -225,7 +234,8 @@ def test_what_is_printed(capsys):
     told = capsys.readouterr().out
     assert "error in % = 11 n^-0.112 + 0" in told
     low, high = (100 * each for each in law.gain_interval)
-    assert f"to 50,000, would bring +0.26 points ({low:.2f} to {high:.2f}), to 96.73 %" in told
+    assert f"to 50,000, would bring +0.26 points ({low:.2f} to {high:.2f}): by" in told
+    assert "by this law from 96.46 to 96.73 %" in told
     assert "202 further answers of the LLM, 5,000 prompt and 400 output tokens" in told
     assert (
         "200 gpu-seconds" in told

@@ -3,7 +3,15 @@
 import pyarrow as pa
 
 from llambert.asked import ANNOTATED_GOLD
-from llambert.evaluate import EvaluateConfig, Trained, _agreement, _compare, _mistakes, evaluate
+from llambert.evaluate import (
+    EvaluateConfig,
+    Trained,
+    _agreement,
+    _compare,
+    _missed,
+    _mistakes,
+    evaluate,
+)
 from llambert.interval import wilson_interval
 from llambert.label import LabelConfig
 from llambert.progress import Progress
@@ -45,7 +53,8 @@ def test_without_gold_there_are_no_mistakes_and_nothing_of_an_earlier_evaluation
         LabelConfig().actors(),
     )
     assert outcome.counts == {"in": 0, "out": 0, "dropped": {}}
-    assert outcome.details == folder.read_json("metrics.json") == {"gold_records": 0}
+    assert folder.read_json("metrics.json") == {"gold_records": 0}
+    assert outcome.details == {"gold_records": 0, "warnings": []}
     assert folder.files() == ["errors.parquet", "metrics.json"]
     assert folder.folders() == []
     errors = folder.read_table("errors.parquet")
@@ -57,6 +66,18 @@ def test_without_gold_there_are_no_mistakes_and_nothing_of_an_earlier_evaluation
     )
     assert errors.num_rows == 0
     assert errors.schema == mistakes.schema
+
+
+def test_a_label_that_is_found_less_often_than_by_guessing_is_told():
+    labels = {
+        "no": {"recall": 0.13, "records": 1000},
+        "yes": {"recall": 0.98, "records": 1000},
+        "few": {"recall": 0.2, "records": 5},  # which may be chance
+        "none": {"recall": 0.0, "records": 0},
+    }
+    (told,) = _missed({"combined": {7: {"labels": labels}}})
+    assert told.startswith("combined, seed 7, finds 130 of 1,000 gold records with label 'no', ")
+    assert "by guessing" in told and "train.epochs" in told
 
 
 def test_encoder_and_llm_agree_where_both_gave_a_label():

@@ -42,16 +42,15 @@ def one(config: GatesConfig, made: Manifest, answers: pa.Table | None = None) ->
 def test_at_most_so_many_rejects(bound, passed):
     gate = one(GatesConfig(rejects_share=bound), annotated(off_list=3, request_failed=2))
     assert (gate.share, gate.records, gate.passed) == (0.05, 100, passed)
-    assert (
-        "off_list 3, request_failed 2" in gate.mistakes and "annotations.parquet" in gate.mistakes
-    )
+    assert "off_list 3, request_failed 2" in gate.where and "annotations.parquet" in gate.where
     assert one(GatesConfig(rejects_share=0), annotated()).passed
 
 
 def test_every_label_counts_for_the_balance_those_without_a_record_too():
     gate = one(GatesConfig(label_share=0.01), annotated())
     assert (gate.share, gate.passed) == (0, False)
-    assert "bad 0, good 99, odd 1" in gate.mistakes
+    assert "bad 0, good 99, odd 1" in gate.where
+    assert "0.0000 of the LLM's labels are its rarest, 'bad' (" in gate.line()
     (gate,) = annotation_gates(
         GatesConfig(label_share=0.01), LABELS[1:], FOLDER, annotated(), gold()
     )
@@ -91,7 +90,7 @@ def test_the_encoder_that_labels_is_judged_and_no_other():
         config = GatesConfig(encoder_accuracy=0.9)
         (gate,) = evaluation_gates(config, FOLDER, measured, "combined", seed)
         assert gate.passed == passed and gate.share == seed / 10
-    assert f"variant combined, seed {seed}" in gate.mistakes
+    assert f"variant combined, seed {seed}" in gate.where
     assert training_gates(GatesConfig(), FOLDER, trained) == []
     assert evaluation_gates(GatesConfig(), FOLDER, measured, "combined", 8) == []
 

@@ -115,12 +115,15 @@ def test_recorded_answers_are_said_not_to_count(config, tmp_path, capsys):
     (tmp_path / "answers.jsonl").write_text('{"id": "a", "response": "good"}\n')
     recorded = {"path": str(tmp_path / "answers.jsonl"), "id": "id", "response": "response"}
     values = config.model_dump() | {"annotate": {"engine": "recorded", "recorded": recorded}}
+    values["plan"]["rates"]["label"]["start_s"] = 75.0
     run = RunConfig.model_validate(values | {"workdir": str(tmp_path / "out")})
     plan = make_plan(Pipeline(run))
     assert plan["llm_on_everything"]["total"]["hours"]["expected"] == pytest.approx(100 / 3600)
     assert any("The answers are recorded" in note for note in plan["notes"])
     show(plan, "plan.json")
-    rows = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line[:2] == "  "]
+    printed = capsys.readouterr().out
+    assert ", after a start of 1 min 15 s; " in printed
+    rows = [line.split()[0] for line in printed.splitlines() if line[:2] == "  "]
     shown = [row for row in rows if row in plan["llambert"]["stages"]]
     assert shown == ["annotate", "train", "evaluate", "label", "cascade", "annotate"]
 

@@ -19,8 +19,10 @@ def clock(monkeypatch):
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [
-        (0.9, "0 s"),
-        (59.9, "59 s"),
+        (0.4, "0 s"),
+        (59.4, "59 s"),
+        (59.9, "1 min 00 s"),
+        (3599.9, "1 h 00 min"),
         (60, "1 min 00 s"),
         (200, "3 min 20 s"),
         (3600, "1 h 00 min"),
@@ -55,7 +57,7 @@ def test_a_line_says_how_far_how_fast_and_how_long(clock):
     progress.advance(600)
     line = progress.line()
     assert line.startswith("label ")
-    assert line.endswith("1,000/2,000 records (50%)  60.0/s  16 s left  [40 s]")
+    assert line.endswith("1,000/2,000 records (50%)  60.0/s  17 s left  [40 s]")
     clock(50)
     progress.advance(1000)
     assert progress.line().endswith("2,000/2,000 records (100%)  80.0/s  [50 s]")
@@ -68,7 +70,7 @@ def test_where_a_line_is_too_long_its_note_is_cut(clock):
     progress.line()
     clock(100)
     progress.advance(2500)
-    rest = "2,501/25,000 records (10%)  25.0/s  14 min 59 s left  [1 min 40 s]"
+    rest = "2,501/25,000 records (10%)  25.0/s  15 min 00 s left  [1 min 40 s]"
     assert progress.line(200) == progress.line()
     assert progress.line() == f"label      labelling with all that there is  {rest}"
     assert progress.line(100) == f"label      labelling with all t…  {rest}"

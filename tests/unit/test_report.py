@@ -107,7 +107,7 @@ def test_in_money_where_every_price_is_known(tmp_path):
     value, page = write(tmp_path, prices=prices)
     assert value["cost"]["unit"] == "EUR"
     assert value["cost"]["amount"] == pytest.approx(191 * 0.01 + (6 * 120 + 30 + 50) * 0.001)
-    assert "With training, measuring and labelling that took 2.71 EUR." in page.words
+    assert "With training, measuring and labelling that cost 2.71 EUR." in page.words
     assert "A thousand further records cost 1.16 EUR by the LLM" in page.words
 
 
