@@ -15,9 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from noise import mean_told
 from paper import CURVE
-from paper_runs import do, located, train_run
+from paper_runs import do, located, mean_told, train_run
 from provenance import provenance
 
 from llambert.config import RunConfig, load

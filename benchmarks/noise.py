@@ -10,19 +10,17 @@ flipped at a larger one too. Every training is a step: stopped, the same command
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from paper import NOISE
-from paper_runs import located
+from paper_runs import located, mean_told
 from provenance import provenance
 
 from llambert.cluster import connection
 from llambert.config import RunConfig, load
 from llambert.gold import load_gold
-from llambert.interval import student_interval
 from llambert.progress import Progress
 from llambert.step import Step, run_step
 from llambert.storage import Folder
@@ -82,13 +80,6 @@ def measured(step: Step) -> float:
         found = (step.manifest or run_step(step, progress)).details
     print(f"{step.title}: {100 * found['accuracy']:.2f} %", flush=True)
     return 100 * found["accuracy"]
-
-
-def mean_told(values: Sequence[float]) -> str:
-    """The mean of one value a seed, with Student's interval where there are several."""
-    mean = sum(values) / len(values)
-    half = f" ± {student_interval(values)[1] - mean:.2f}" if len(values) > 1 else ""
-    return f"{mean:.2f}{half}"
 
 
 def flipped(records: pa.Table, labels: list[str], percent: float, seed: int) -> pa.Table:

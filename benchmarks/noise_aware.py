@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from noise import mean_told, measured
+from noise import measured
 from numpy.typing import NDArray
-from paper_runs import do, located, train_run
+from paper_runs import do, located, mean_told, train_run
 from provenance import provenance
 
 from llambert.cluster import connection

@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llambert.config import RunConfig, dump
+from llambert.interval import student_interval
 from llambert.pipeline import Pipeline
 from llambert.storage import Folder, is_remote
 
@@ -97,6 +99,13 @@ def do(config: RunConfig, *command: str) -> None:
 def located(place: str) -> str:
     """`place`, absolute where it is a local folder."""
     return place if is_remote(place) else os.path.abspath(place)
+
+
+def mean_told(values: Sequence[float]) -> str:
+    """The mean of one value a seed, with Student's interval where there are several."""
+    mean = sum(values) / len(values)
+    half = f" ± {student_interval(values)[1] - mean:.2f}" if len(values) > 1 else ""
+    return f"{mean:.2f}{half}"
 
 
 def _corpus(place: str, name: str, records: pa.Table) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from paper import COLUMNS, TABLE
-from paper_runs import both_run, check_apart, do, extra_run, located, train_run
+from paper_runs import both_run, check_apart, do, extra_run, located, mean_told, train_run
 from provenance import provenance
 
 from llambert.config import RunConfig, load
@@ -151,15 +151,8 @@ def table(
 ) -> list[str]:
     """The table and the claims as Markdown."""
     seeds = len(columns["baseline"]["seeds"])
-    halves = {
-        name: (each["over_seeds"][1] - each["over_seeds"][0]) / 2 if each["over_seeds"] else None
-        for name, each in columns.items()
-    }
     rows = {
-        f"here, {seeds} seeds": [
-            f"{each['accuracy']:.2f}" + ("" if halves[name] is None else f" ± {halves[name]:.2f}")
-            for name, each in columns.items()
-        ],
+        f"here, {seeds} seeds": [mean_told(each["seeds"]) for each in columns.values()],
         "test set's interval": [
             "{:.2f} to {:.2f}".format(*c["test_set"]) for c in columns.values()
         ],
