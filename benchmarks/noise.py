@@ -102,7 +102,7 @@ def _trials(config: RunConfig, a: argparse.Namespace, test: pa.Table, way: str) 
     if way == "encoder frozen":
         rate = a.frozen_learning_rate or settings.learning_rate
         settings = settings.model_copy(update={"freeze_encoder": True, "learning_rate": rate})
-    return Trials(settings, list(config.task.labels), test)
+    return Trials(settings, config.label, list(config.task.labels), test)
 
 
 def _table(accuracies: dict[tuple[float, str], list[float]], ways: list[str]) -> list[str]:

@@ -43,7 +43,7 @@ def main() -> None:
     records = records.sort_by("id")
     gold, labels = load_gold(config.gold, config.task), list(config.task.labels)
     wrong = contradicted(records, gold.train)
-    trials = Trials(config.train, labels, gold.test)
+    trials = Trials(config.train, config.label, labels, gold.test)
     accuracies: dict[str, list[float]] = {way: [] for way in _WAYS}
     found: list[dict[str, Any]] = []
     with connection():
@@ -101,7 +101,9 @@ def _suspects(
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed).split(targets, targets)
     for number, (others, part) in enumerate(parts):
         title, place = f"part {number + 1} of {folds}, seed {seed}", folder / f"part-{number}"
-        on_part = Trials(trials.config, trials.labels, records.take(pa.array(part)))
+        on_part = Trials(
+            trials.config, trials.measuring, trials.labels, records.take(pa.array(part))
+        )
         measured(on_part.step(title, records.take(pa.array(others)), seed, place))
         predicted.append(read_predictions(place / "evaluation", VARIANT, seed))
     table = pa.concat_tables(predicted).sort_by("id")

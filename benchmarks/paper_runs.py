@@ -16,7 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from llambert.annotate import AnnotateConfig
 from llambert.config import RunConfig, dump
+from llambert.gates import GatesConfig
 from llambert.interval import student_interval
 from llambert.pipeline import Pipeline
 from llambert.storage import Folder, is_remote
@@ -58,14 +60,13 @@ def both_run(config: RunConfig, place: str) -> RunConfig:
         answers.append(asked.filter(pc.is_in(asked["id"], sample["id"].combine_chunks())))
     table = pa.concat_tables(records)
     path = _written(place, "both-answers.parquet", pa.concat_tables(answers))
-    recorded = {"path": path, "id": "id", "response": "response"}
     return _changed(
         config,
         place,
         "both",
         corpus=_corpus(place, "both", table),
         sample={"size": _ALL},
-        annotate={"gold_records": 0, "engine": "recorded", "recorded": recorded},
+        annotate=_recorded(config.annotate, path),
         train={"variants": ["llambert"]},
     )
 
@@ -114,6 +115,14 @@ def _corpus(place: str, name: str, records: pa.Table) -> dict[str, Any]:
     return {"path": path, "format": "parquet", "id": "id", "text": "text"}
 
 
+def _recorded(config: AnnotateConfig, path: str) -> dict[str, Any]:
+    """Answers of `config`'s LLM that are in a table: of its settings none but how they are read."""
+    recorded = {"path": path, "id": "id", "response": "response"}
+    kept = config.model_dump(include={"parse", "max_failed_share"})
+    values = kept | {"engine": "recorded", "recorded": recorded, "gold_records": 0}
+    return AnnotateConfig.model_validate(values).model_dump()
+
+
 def _written(place: str, file: str, table: pa.Table) -> str:
     """The path of `file` with `table`; untouched where it has it, as runs go by a file's time."""
     folder = Folder(place)
@@ -127,4 +136,5 @@ def _changed(config: RunConfig, place: str, name: str, **sections: dict[str, Any
     for section, changes in sections.items():
         values[section] |= changes
     values["label"]["variant"] = None
+    values["gates"] = GatesConfig().model_dump()  # their figures would be those of another run
     return RunConfig.model_validate(values | {"name": name, "workdir": f"{place}/{name}"})

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llambert import schema
-from llambert.cluster import resources
+from llambert.cluster import gpus, resources
 from llambert.engines import openai, recorded, vllm
 from llambert.engines.config import (
     AnnotateConfig,
@@ -189,6 +189,7 @@ def _ask(
             f"{requests.num_rows:,} records went to the engine and {len(came):,} came back", _AGAIN
         )
     figures = _figures(table, seconds, progress.rate()) | _devices(config, seconds)
+    figures["setup"] = config.setup
     note_round(folder, name, figures)
     return figures
 
@@ -370,11 +371,14 @@ def _devices(config: AnnotateConfig, seconds: float) -> dict[str, Any]:
     """What vLLM held; `device_seconds` is an upper bound, as if the most replicas ran all along."""
     if config.engine != "vllm":
         return {}
+    kind, (least, most) = device(config, resources()), config.replicas
+    if kind == "gpu":  # of which a cluster may have too few for them
+        most = max(least, min(most, gpus(config.accelerator_type) // config.devices))
     return {
-        "device": device(config, resources()),
+        "device": kind,
         "devices_per_replica": config.devices,
-        "replicas": config.replicas,
-        "device_seconds": round(seconds * config.replicas[1] * config.devices, 2),
+        "replicas": (least, most),
+        "device_seconds": round(seconds * most * config.devices, 2),
     }
 
 

@@ -179,7 +179,8 @@ def curve(config: str, overrides: tuple[str, ...], gain: float) -> None:
     trained already is not trained again.
     """
     from llambert.config import load
-    from llambert.curve import Curve, show, tell
+    from llambert.curve import Curve
+    from llambert.curve_text import show, tell
 
     found = Curve(load(config, overrides), gain / 100)
     show(found.run(tell), f"{found.folder.uri}/curve.svg")

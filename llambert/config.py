@@ -20,7 +20,7 @@ from llambert.gold import GoldConfig
 from llambert.label import LabelConfig
 from llambert.plan import PlanConfig
 from llambert.power_law import CurveConfig
-from llambert.records import CorpusConfig
+from llambert.records import Corpus, CorpusConfig
 from llambert.review import ReviewConfig
 from llambert.run_yaml import read, read_value
 from llambert.sample import SampleConfig
@@ -136,11 +136,11 @@ class RunConfig(Section):
         """The variant that labels the corpus: the one asked for, else the one trained on most."""
         return self.label.variant or [v for v in get_args(Variant) if v in self.variants][-1]
 
-    @property
-    def planned_for(self) -> str:
-        """A fingerprint of all that a run's time and cost depend on: other settings, other plan."""
+    def planned_for(self, corpus: Corpus) -> str:
+        """A fingerprint of all that a run's time and cost depend on: with another, another plan."""
         stages = {"task", "corpus", "gold", "sample", "annotate", "train", "label", "cascade"}
-        return fingerprint(self.model_dump(mode="json", include=stages))
+        settings = self.model_dump(mode="json", include=stages)
+        return fingerprint([settings, len(corpus.sources), corpus.bytes])
 
 
 def load(path: str, overrides: Iterable[str] = ()) -> RunConfig:

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from llambert import cluster
 from llambert.config import RunConfig
+from llambert.curve_text import notes
 from llambert.errors import UserError
 from llambert.gates import Gate, check_passed
 from llambert.gold import without
@@ -28,7 +29,7 @@ from llambert.plan import Range, estimate
 from llambert.planner import asking
 from llambert.power_law import LEAST_RECORDS, Point, doublings, look_ahead
 from llambert.preflight import fits
-from llambert.progress import Progress, digits, duration
+from llambert.progress import Progress, duration
 from llambert.rates import known_rates
 from llambert.report_plots import curve_file
 from llambert.sample import as_drawn
@@ -37,6 +38,7 @@ from llambert.step import Step, check_writable, made, run_step
 from llambert.storage import Manifest, Outcome
 from llambert.train import check as check_trainer
 from llambert.train import required_resources
+from llambert.training_data import enough
 from llambert.trial import Trials
 from llambert.workdir import CURVE
 
@@ -109,16 +111,29 @@ class Curve:
                     have = cluster.resources()
                     needs = required_resources(self._config.train, have)
                     fits("curve", needs, have, cluster.nodes())
-                    for note in _notes(self._warnings):  # before it takes its time
+                    left = [trial for trial in trials if trial not in done]
+                    # before it takes its time
+                    for note in [*notes(self._warnings), self._ahead(left, done)]:
                         click.echo(note)
-                    for trial in [trial for trial in trials if trial not in done]:
+                    for trial in left:
                         with Progress("curve") as progress:
                             done[trial] = run_step(trials[trial], progress)
-                        left = len(trials) - len(done)
-                        told(left, trials[trial].title, done[trial].details)
+                        told(len(trials) - len(done), trials[trial].title, done[trial].details)
             with Progress("curve", quiet=True) as progress:
                 summary = self._summary({trial: done[trial] for trial in trials})
                 return run_step(summary, progress).details
+
+    def _ahead(self, left: Sequence[_Trial], done: Mapping[_Trial, Manifest]) -> str:
+        """What is to be trained yet, and for how long by the trainings that were made so far."""
+        records = sum(size for _, size, _ in left)
+        told = f"{len(left)} trainings to go, of {records:,} records in all"
+        own = [step.manifest for step in self._pipeline.steps("train") if step.manifest]
+        made_so = [manifest.details for manifest in [*own, *done.values()]]
+        if not made_so:
+            return told
+        seconds = sum(each["training_seconds"] for each in made_so)
+        of = sum(each["training_records"] + each["validation_records"] for each in made_so)
+        return f"{told}: about {duration(records * seconds / of)}, as the trainings so far went"
 
     def _annotated(self) -> pa.Table:
         """The annotated sample in the order of its hashes: the first k are a sample of k."""
@@ -146,11 +161,26 @@ class Curve:
                 f"{variant}: the largest size is {most:,}, the records that are there, and not "
                 f"{max(wanted):,} (sample.size, curve.sizes)"
             )
-        return sorted({min(size, most) for size in wanted})
+        given, labels = self._records[variant]["label"], list(self._config.task.labels)
+        sizes = sorted({min(size, most) for size in wanted})
+        kept = [size for size in sizes if enough(given.slice(0, size), labels)]
+        if not kept:
+            raise UserError(
+                f"no curve of {variant!r}: even {most:,} records are all of one label, or fewer "
+                f"than two for each of {len(labels)} labels",
+                "a larger sample.size, or gold.train",
+            )
+        if len(kept) < len(sizes):
+            self._warnings.append(
+                f"{variant}: it begins with {kept[0]:,} records, as fewer are all of one label or "
+                f"fewer than two for each of {len(labels)} labels"
+            )
+        return kept
 
     def _trials(self) -> dict[_Trial, Step]:
         """All trainings, seed by seed, so that a curve that is stopped early is whole for some."""
-        alike = Trials(self._config.train, list(self._config.task.labels), self._test)
+        labels = list(self._config.task.labels)
+        alike = Trials(self._config.train, self._config.label, labels, self._test)
         return {
             (variant, size, seed): alike.step(
                 _title(variant, size, seed),
@@ -311,77 +341,3 @@ def _title(variant: str, size: int, seed: int) -> str:
 
 def _mean(found: Sequence[dict[str, Any]], name: str) -> float:
     return sum(one[name] for one in found) / len(found)
-
-
-def tell(left: int, title: str, figures: Mapping[str, Any]) -> None:
-    """Print what one training came to, and how many are left."""
-    seconds = duration(figures["training_seconds"])
-    click.echo(f"{title:<40} {100 * figures['accuracy']:6.2f} %  {seconds}  ({left} to go)")
-
-
-def show(figures: Mapping[str, Any], where: str) -> None:
-    """Print the content of curve.json as a person reads it, and where the picture lies."""
-    for line in [*_lines(figures), where]:
-        click.echo(line)
-
-
-def _lines(figures: Mapping[str, Any]) -> list[str]:
-    told = [f"accuracy against {figures['against']}, and its 95 % interval"]
-    for variant, each in figures["variants"].items():
-        told += ["", f"{variant:<12}{'records':>9}   accuracy                   one training"]
-        told += [_row(row) for row in each["sizes"]]
-        told += _outlook(each, 100 * figures["wanted_gain"])
-    return told + _notes(figures["warnings"])
-
-
-def _notes(warnings: Sequence[str]) -> list[str]:
-    return [f"note: {warning}" for warning in warnings]
-
-
-def _row(row: Mapping[str, Any]) -> str:
-    interval = _percent(row["accuracy_interval"])
-    seconds = f"{row['training_seconds']:,.1f} s on {row['device']}"
-    return f"{row['records']:>21,}   {100 * row['accuracy']:5.2f} %  {interval:<17} {seconds}"
-
-
-def _outlook(figures: Mapping[str, Any], gain: float) -> list[str]:
-    ahead, law = figures["outlook"], figures["outlook"]["law"]
-    if law is None:
-        return [f"  no law is fitted: {ahead['why']}", f"  {ahead['advice']}"]
-    between = f" ({_percent(ahead['gain_interval'])})" if ahead["gain_interval"] else ""
-    return [
-        f"  error in % = {100 * law['a']:.3g} n^-{law['b']:.3g} + {100 * law['c']:.3g}",
-        f"  the next doubling, to {ahead['size']:,}, would bring {100 * ahead['gain']:+.2f} points"
-        f"{between}: by this law from {100 * (ahead['accuracy'] - ahead['gain']):.2f} to "
-        f"{100 * ahead['accuracy']:.2f} %",
-        f"  and take, without any start, {_price(figures['doubling_costs'])}",
-        f"  {ahead['advice']}",
-    ]
-
-
-def _price(cost: Mapping[str, Any]) -> str:
-    what = f"{_many(cost['further_records'])} further gold labels"
-    if "answers" in cost:
-        what = f"{_many(cost['answers'])} further answers of the LLM"
-        if cost["prompt_tokens"]:
-            what += (
-                f", {cost['prompt_tokens']:,} prompt and {cost['output_tokens']:,} output tokens"
-            )
-        if cost["llm_seconds"]:
-            what += f", {cost['llm_seconds']:,.0f} s of it"
-        if cost["llm_device_seconds"]:
-            what += f" ({cost['llm_device_seconds']:,.0f} {cost['llm_device']}-seconds)"
-    whole = "" if cost["cost"] is None else f": {digits(cost['cost'])} {cost['currency']}"
-    return (
-        f"{what}, and a training of {cost['training_seconds']:,.0f} s "
-        f"({cost['training_device_seconds']:,.0f} {cost['training_device']}-seconds){whole}"
-    )
-
-
-def _many(count: int) -> str:
-    return f"{count:,}" if count else "no"
-
-
-def _percent(interval: tuple[float, float]) -> str:
-    low, high = interval
-    return f"{100 * low:.2f} to {100 * high:.2f}"

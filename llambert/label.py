@@ -65,6 +65,11 @@ class LabelConfig(Section):
         speed = {"workers", "cpus_per_worker", "batch_tokens", "accelerator_type"}
         return self.model_dump(exclude=speed | {"variant"})
 
+    @property
+    def setup(self) -> dict[str, Any]:
+        """What the speed depends on beside the encoder, as JSON has it."""
+        return self.model_dump(mode="json", exclude={"variant", "probabilities"})
+
     def actors(self) -> dict[str, Any]:
         """How the encoder is run, in the words of `label_rows`.
 
@@ -152,6 +157,7 @@ def label(
             "seconds": round(time.monotonic() - started, 3),
             "device": cluster.device(),
             "dtype": dtype,
+            "setup": config.setup,
             **_speed(total - before, seconds, progress),
         },
     )

@@ -375,7 +375,7 @@ class Pipeline:
                 {"config": config, "commit": commit()},
                 folder,
                 [gate for stage in stages for gate in self.gates(stage)],
-                self.workdir.plan_before(self.config.planned_for),
+                self.workdir.plan_before(self.config.planned_for(self.corpus)),
                 curve,
                 prices,
             )

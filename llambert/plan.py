@@ -4,6 +4,7 @@ Every figure is a range. Ends multiply with ends, so that a range holds what its
 hold. Device-hours are of what a stage holds, as `llambert.held` has it.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -95,7 +96,9 @@ class Range(NamedTuple):
         return Range(*(a + b for a, b in zip(self, other, strict=True)))
 
     def over(self, other: "Range") -> "Range":
-        return Range(self.low / other.high, self.expected / other.expected, self.high / other.low)
+        """The quotient; without an end where `other` may be next to nothing."""
+        high = self.high / other.low if other.low else math.inf
+        return Range(self.low / other.high, self.expected / other.expected, high)
 
     def at_most(self, limit: float) -> "Range":
         return Range(*(min(value, limit) for value in self))
@@ -220,9 +223,10 @@ def _sum(parts: Iterable[Range | None]) -> Range | None:
 
 
 def plain(value: Any) -> Any:
-    """Ranges as JSON objects."""
+    """Ranges as JSON objects; what is known exactly stays so, of an estimate six digits do."""
     if isinstance(value, Range):
-        return {name: float(f"{end:.6g}") for name, end in value._asdict().items()}
+        places = 15 if value.low == value.high else 6
+        return {name: float(f"{end:.{places}g}") for name, end in value._asdict().items()}
     if isinstance(value, dict):
         return {name: plain(inner) for name, inner in value.items()}
     return value
@@ -239,7 +243,8 @@ def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict
     Stage 'total' has the hours and cost of all that kept a model busy, where each is known.
 
     What a stage found done before (answers that were stored, records labelled before a crash) took
-    no time in its last round; the plan's hours and cost are then those of the round's share. What
+    no time in its last round; the plan's hours and cost are then those of the round's share, and
+    none where that round was of more records, and so an earlier run's. What
     the plan or the stage does not tell is left out, and so are stages that were done when the plan
     was made.
 
@@ -256,6 +261,7 @@ def compare(plan: Mapping[str, Any], made: Sequence[Manifest]) -> dict[str, dict
             continue
         records = sum(each.records for each in work)
         share = sum(each.done for each in work) / records if records else 0.0
+        share = share if share <= 1 else 0.0
         actual = {"records": records, "tokens": sum(each.tokens for each in work) or None}
         actual |= _spent(work, planned["devices"], prices) if share else {}
         rows = {}

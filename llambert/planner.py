@@ -1,6 +1,7 @@
 """`llambert plan`: what a run takes and costs, reckoned before anything is paid."""
 
 import datetime
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -97,7 +98,7 @@ def _say_what_is_asked(records: pa.Table, unused: int) -> None:
 
 
 def _keep(pipeline: Pipeline, plan: dict[str, Any]) -> None:
-    workdir, made_for = pipeline.workdir, pipeline.config.planned_for
+    workdir, made_for = pipeline.workdir, pipeline.config.planned_for(pipeline.corpus)
     workdir.plan.write_json(PLAN, plan)
     begun = set(plan["done"]) - {"corpus", "sample"}
     if not begun or ("label" not in begun and workdir.plan_before(made_for) is None):
@@ -352,6 +353,9 @@ def _side_by_side(plan: Mapping[str, Any]) -> str:
             continue
         if all(total[key] and total[key]["expected"] for total in (ours, theirs)):
             times = Range(**theirs[key]).over(Range(**ours[key]))
-            low, expected, high = (digits(each) for each in times)
-            return f"The LLM alone takes {expected} times the {name} of LlamBERT ({low}-{high})."
+            ends = f"{digits(times.low)}-{digits(times.high)}"
+            if times.high == math.inf:
+                ends = f"at least {digits(times.low)}"
+            expected = digits(times.expected)
+            return f"The LLM alone takes {expected} times the {name} of LlamBERT ({ends})."
     return ""

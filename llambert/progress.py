@@ -291,7 +291,9 @@ def amount(figure: float, unit: str) -> str:
 
 
 def share(part: float) -> str:
-    """A share in per cent, of a small one a digit more."""
+    """A share in per cent, of a small one more digits."""
+    if 0 < part < 0.01:
+        return f"{digits(100 * part)} %"
     return f"{100 * part:,.{0 if part >= 0.1 else 1}f} %"
 
 

@@ -33,16 +33,10 @@ _WORK_S = 5.0  # that the labellers should have worked, for a rate
 _MOST_BYTES = 64 * 2**20  # of text, at most, until they have: 16 M tokens, or so
 _LEAST_ASKED = 64  # records, below which an LLM's rate would say too little
 _SEED = 1
-# Settings on which speed depends: of training, of labelling, and of the LLM beside its identity
-_TRAINING = (
+_TRAINING = (  # settings on which the speed of training depends
     *("model", "max_length", "dtype", "freeze_encoder", "batch_size", "micro_batch_size"),
     *("workers", "accelerator_type", "cpus_per_worker"),
 )
-_LABELLING = {"dtype", "batch_tokens", "workers", "accelerator_type", "cpus_per_worker"}
-_ASKING = {
-    *("accelerator_type", "device", "tensor_parallel_size", "pipeline_parallel_size"),
-    *("batch_size", "prefix_caching", "engine_kwargs"),
-}
 
 
 def known_rates(config: RunConfig, workdir: Workdir) -> dict[str, Rate]:
@@ -66,15 +60,12 @@ def _key(config: RunConfig, kind: str) -> str:
     """What a calibration holds for: the same LLM and prompt, or encoder, put to work alike."""
     train = config.train
     if kind == "annotate":
-        asking = config.annotate.model_dump(include=_ASKING)
-        asking["concurrency"] = config.annotate.openai.concurrency
-        return fingerprint([annotator_id(config.annotate, config.task), asking])
+        return fingerprint([annotator_id(config.annotate, config.task), config.annotate.setup])
     if kind == "train":
         return fingerprint(
             [train.model_dump(include={*_TRAINING, "deepspeed"}), user_file(train.deepspeed)]
         )
-    labelling = config.label.model_dump(include=_LABELLING)
-    return fingerprint([train.model, train.max_length, labelling])
+    return fingerprint([train.model, train.max_length, config.label.setup])
 
 
 def _calibrated(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:
@@ -88,10 +79,12 @@ def _read(workdir: Workdir) -> dict[str, Any]:
 
 
 def _of_runs(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:
-    """The rates of the finished steps in the workdir that used the same models."""
+    """The rates of the finished steps in the workdir that used the same models, set up alike."""
     asked = workdir.annotations(annotator_id(config.annotate, config.task)).manifest()
     looked_up = config.annotate.engine == "recorded"  # how fast says nothing of an LLM
-    if asked and not looked_up and (rate := annotate_rate(figures(asked), asked.counts["in"])):
+    if asked and (looked_up or figures(asked).get("setup") != config.annotate.setup):
+        asked = None
+    if asked and (rate := annotate_rate(figures(asked), asked.counts["in"])):
         yield "annotate", _from_run(rate)
     trained = [
         manifest
@@ -105,7 +98,7 @@ def _of_runs(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:
         yield "train", _from_run(rate)
     for model in {manifest.output for manifest in trained}:
         labelled = workdir.labels(model).manifest()
-        if not labelled or labelled.settings.get("label.dtype") != config.label.dtype:
+        if not labelled or labelled.details.get("setup") != config.label.setup:
             continue
         if rate := label_rate(labelled.details, labelled.seconds):
             yield "label", _from_run(rate)

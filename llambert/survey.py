@@ -4,6 +4,7 @@ Memory and time are bounded whatever the corpus' size. No Ray is needed.
 """
 
 import itertools
+import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -98,8 +99,10 @@ def survey(corpus: Corpus, seed: int, size: int, limit: int = _READ_BYTES) -> Su
     pieces = _pieces(corpus)
     order = np.random.default_rng(seed).permutation(len(pieces))
     compressed = any(corpus.sources[0].uri.lower().endswith(suffix) for suffix in COMPRESSIONS)
+    plain = corpus.format != "parquet" and not compressed  # no file has more text than bytes
     # A reader's buffer blurs how far it is in a compressed file: these are read to their ends
-    share = limit if compressed else limit // min(_FILES, len(pieces))
+    all_fits = compressed or (plain and corpus.bytes <= limit)
+    share = limit if all_fits else limit // min(_FILES, len(pieces))
     reading = _Reading(seed, size)
     for at in order:
         if reading.bytes >= limit:
@@ -262,8 +265,8 @@ def llm_tokens(config: AnnotateConfig, task: TaskConfig, seen: Survey) -> tuple[
     if config.engine == "openai":
         chats = [messages(task, text[: config.openai.max_text_chars]) for text in texts]
         chars = np.array([sum(len(turn["content"]) for turn in chat) for chat in chats], float)
-        labels = np.array([len(label) for label in task.labels])
-        answer = mean(labels, len(labels)).over(_CHARACTERS)
+        characters = np.array([len(answer) for answer in _answers(config, task)])
+        answer = mean(characters, len(characters)).over(_CHARACTERS)
         return seen.mean(chars).over(_CHARACTERS), _answer(answer, config)
     from transformers.utils import logging
 
@@ -277,11 +280,19 @@ def llm_tokens(config: AnnotateConfig, task: TaskConfig, seen: Survey) -> tuple[
         except ControlTokenError:  # the run refuses it likewise
             continue
     tokenizer = load_tokenizer(config.model or "", config.trust_remote_code)
-    lengths = [len(tokenizer(label, add_special_tokens=False).input_ids) for label in task.labels]
+    answers = _answers(config, task)
+    lengths = [len(tokenizer(each, add_special_tokens=False).input_ids) for each in answers]
     return seen.mean(counts), _answer(mean(np.array(lengths), 0), config)
 
 
-def _answer(label: Range, config: AnnotateConfig) -> Range:
-    """Tokens of an answer: a label and the token that ends it, or all that it may have."""
-    low, expected, _ = label.plus(Range.exactly(1)).at_most(config.max_tokens)
+def _answers(config: AnnotateConfig, task: TaskConfig) -> list[str]:
+    """The shortest answers that have a label."""
+    if config.parse != "json":
+        return list(task.labels)
+    return [json.dumps({"label": label}, ensure_ascii=False) for label in task.labels]
+
+
+def _answer(shortest: Range, config: AnnotateConfig) -> Range:
+    """Tokens of an answer: the shortest and the token that ends it, or all that it may have."""
+    low, expected, _ = shortest.plus(Range.exactly(1)).at_most(config.max_tokens)
     return Range(low, expected, config.max_tokens)

@@ -187,6 +187,13 @@ def metrics(report: Mapping[str, Any]) -> dict[str, float]:
     chosen = {name: report.get(name) for name in plain} | {
         "cascade": (report.get("cascade") or {}).get("gold"),
         "gates": {gate["name"]: gate["figure"] for gate in report.get("gates", [])},
+        "curve": {
+            variant: {
+                "outlook": one["outlook"],
+                "sizes": {str(size["records"]): size["accuracy"] for size in one["sizes"]},
+            }
+            for variant, one in (report.get("curve") or {}).get("variants", {}).items()
+        },
         "counts": steps,
     }
     return dict(_leaves(chosen, ""))

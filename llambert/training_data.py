@@ -26,8 +26,8 @@ def prepared(records: pa.Table, labels: list[str]) -> pa.Table:
             f"{unknown[:3]}",
             f"the task's labels are {labels}",
         )
-    counts = np.bincount(targets.to_numpy(), minlength=len(labels))
-    if counts.sum() < 2 * len(labels) or np.count_nonzero(counts) < 2:
+    if not enough(records["label"], labels):
+        counts = np.bincount(targets.to_numpy(), minlength=len(labels))
         found = ", ".join(f"{label}: {n}" for label, n in zip(labels, counts, strict=True))
         raise UserError(
             f"{counts.sum()} training records are too few to learn from ({found})",
@@ -43,6 +43,11 @@ def prepared(records: pa.Table, labels: list[str]) -> pa.Table:
         }
     )
     return table.sort_by("id").combine_chunks()
+
+
+def enough(given: pa.ChunkedArray, labels: list[str]) -> bool:
+    """Whether records labelled `given` can be learned from: two for each label, not all alike."""
+    return len(given) >= 2 * len(labels) and len(given.unique()) > 1
 
 
 def content_hash(table: pa.Table) -> str:

@@ -9,6 +9,7 @@ import pyarrow as pa
 from llambert.asked import ANNOTATED_GOLD
 from llambert.deepspeed_settings import user_file
 from llambert.evaluate import EvaluateConfig, Trained, evaluate
+from llambert.label import LabelConfig
 from llambert.models import fingerprint_model
 from llambert.progress import Progress
 from llambert.step import Step, run_step
@@ -24,9 +25,13 @@ _KEPT = (
 
 @dataclass(frozen=True)
 class Trials:
-    """What trainings that are compared have in common; `test` (`schema.GOLD`) measures them all."""
+    """What trainings that are compared have in common; `test` (`schema.GOLD`) measures them all.
+
+    `measuring` is how the encoders are run on it: as on a corpus.
+    """
 
     config: TrainConfig
+    measuring: LabelConfig
     labels: list[str]
     test: pa.Table
 
@@ -46,7 +51,7 @@ class Trials:
         killed goes on from the training's last checkpoint, or from the finished model.
         """
         config, labels = self.config, self.labels
-        made_from = [config.what_matters(), self._model, labels, seed]
+        made_from = [config.what_matters(), self._model, self.measuring.dtype, labels, seed]
         inputs: dict[str, str | None] = {"records": _content(records)}
 
         def fit(progress: Progress) -> Outcome:
@@ -56,7 +61,7 @@ class Trials:
             progress.begin(None, title)
             training = Step("train", title, folder / "model", fit, inputs, made_from)
             trained = training.manifest or run_step(training, progress)
-            found = _measure(config, labels, self.test, seed, folder, progress)
+            found = self._measure(seed, folder, progress)
             training.folder.remove()
             details = {name: trained.details[name] for name in _KEPT} | found
             return Outcome(trained.counts, details)
@@ -64,29 +69,22 @@ class Trials:
         both = inputs | {"test": self._tested}
         return Step("trial", title, folder, run, both, made_from)
 
-
-def _measure(
-    config: TrainConfig,
-    labels: list[str],
-    test: pa.Table,
-    seed: int,
-    folder: Folder,
-    progress: Progress,
-) -> dict[str, Any]:
-    found = evaluate(
-        EvaluateConfig(errors=0),
-        labels,
-        test,
-        ANNOTATED_GOLD.empty_table(),
-        [Trained(VARIANT, seed, (folder / "model").uri)],
-        folder / "evaluation",
-        progress,
-        {"accelerator_type": config.accelerator_type},  # what trained is there to measure
-        trust_remote_code=config.trust_remote_code,
-    ).details[VARIANT]["seeds"][str(seed)]
-    return {name: found[name] for name in ("accuracy", "accuracy_interval", "macro_f1")} | {
-        "test_records": found["records"]
-    }
+    def _measure(self, seed: int, folder: Folder, progress: Progress) -> dict[str, Any]:
+        actors = self.measuring.actors()
+        actors["accelerator_type"] = self.config.accelerator_type  # what trained is there
+        found = evaluate(
+            EvaluateConfig(errors=0),
+            self.labels,
+            self.test,
+            ANNOTATED_GOLD.empty_table(),
+            [Trained(VARIANT, seed, (folder / "model").uri)],
+            folder / "evaluation",
+            progress,
+            actors,
+            trust_remote_code=self.config.trust_remote_code,
+        ).details[VARIANT]["seeds"][str(seed)]
+        figures = {name: found[name] for name in ("accuracy", "accuracy_interval", "macro_f1")}
+        return figures | {"test_records": found["records"]}
 
 
 def _content(records: pa.Table) -> str:

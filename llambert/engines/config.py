@@ -76,6 +76,10 @@ _ASKING = (
     "chat_template_kwargs",
 )
 
+# Fields on which only the speed depends
+_SETUP = {"device", "accelerator_type", "tensor_parallel_size", "pipeline_parallel_size"}
+_SETUP |= {"batch_size", "prefix_caching", "engine_kwargs"}
+
 FIRST_TOKENS = 20  # candidates kept for the first token of an answer; vLLM's and OpenAI's most
 
 
@@ -303,6 +307,14 @@ class AnnotateConfig(Section):
     def devices(self) -> int:
         """Devices (GPUs, or CPU cores where there is none) of one replica."""
         return self.tensor_parallel_size * self.pipeline_parallel_size
+
+    @property
+    def setup(self) -> dict[str, Any]:
+        """What the speed depends on beside `annotator_id`, as JSON has it."""
+        return {
+            **self.model_dump(mode="json", include=_SETUP),
+            "concurrency": self.openai.concurrency,
+        }
 
 
 def label_schema(task: TaskConfig) -> dict[str, Any]:

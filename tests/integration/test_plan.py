@@ -58,7 +58,7 @@ def test_a_calibration_measures_every_rate_and_pays_for_no_answer_twice(tmp_path
         assert set(rates) == set(KINDS)
         assert all(rate.per_s > 0 for rate in rates.values())
         assert known_rates(config, pipeline.workdir) == rates
-        kept = f"before-{config.planned_for}.json"
+        kept = f"before-{config.planned_for(pipeline.corpus)}.json"
         assert pipeline.workdir.plan.files() == [kept, "calibration.json", "plan.json"]
         assert pipeline.workdir.plan.folders() == []
 

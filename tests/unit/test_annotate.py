@@ -490,8 +490,10 @@ def test_required_resources():
 
 
 def test_device_seconds_are_those_of_the_most_replicas(monkeypatch):
-    monkeypatch.setattr("llambert.annotate.resources", lambda: {"GPU": 16.0})
-    config = AnnotateConfig(model="m", tensor_parallel_size=4, replicas=(1, 3))
+    """Which are no more than the cluster has GPUs for."""
+    monkeypatch.setattr("llambert.annotate.resources", lambda: {"GPU": 15.0})
+    monkeypatch.setattr("llambert.cluster.resources", lambda: {"GPU": 15.0})
+    config = AnnotateConfig(model="m", tensor_parallel_size=4, replicas=(1, 8))
     assert _devices(config, 10.0) == {
         "device": "gpu",
         "devices_per_replica": 4,

@@ -30,12 +30,14 @@ from labelling_peers import (
 from noise import flipped
 from noise_aware import contradicted, hits
 from paper import COLUMNS, TABLE
-from paper_runs import _written
+from paper_runs import _changed, _recorded, _written, train_run
 from paper_table import claim, column, correctness
 from paper_table import table as paper_lines
 from provenance import provenance
 from scaling import growth, watch
 
+from llambert.config import load
+from llambert.gates import GatesConfig
 from llambert.storage import Folder
 from tests.tiny_roberta import easy_records
 
@@ -139,6 +141,24 @@ def test_the_table_is_of_what_the_three_runs_predicted(tmp_path):
     cells = [f"{number:.2f} ± 0.00" for number in right.values()]
     assert lines[2] == f"| here, 2 seeds | {' | '.join(cells)} |"
     assert lines[-1].startswith("- combined above baseline: confirmed (+5.00 ± 4.29 points")
+
+
+def test_the_papers_own_run_file_makes_all_three_runs(tmp_path, monkeypatch):
+    """An LLM on GPUs at a temperature, and a gate on it: recorded answers have neither."""
+    monkeypatch.setenv("LLAMBERT_STORE", str(tmp_path))
+    for folder, name in {"extra": "text", "train": "gold", "test": "gold"}.items():
+        (tmp_path / "imdb" / folder).mkdir(parents=True)
+        rows = {"id": ["1", "2"], "text": ["one", "two"], name: ["negative", "positive"]}
+        pq.write_table(pa.table(rows), tmp_path / "imdb" / folder / "part.parquet")
+    job = Path(__file__).parents[2] / "jobs" / "imdb-llama2-70b.yaml"
+    config = load(str(job), ["gates.llm_accuracy=0.9"])
+    assert (config.annotate.temperature, config.annotate.device) == (1.0, "gpu")
+    place = str(tmp_path / "place")
+    train = train_run(config, place)
+    assert train.annotate == config.annotate.model_copy(update={"gold_records": 0})
+    answers = _recorded(config.annotate, f"{place}/answers.parquet")
+    both = _changed(config, place, "both", annotate=answers)
+    assert both.annotate.engine == "recorded" and both.gates == train.gates == GatesConfig()
 
 
 def test_a_command_that_says_much_is_watched_to_its_end():

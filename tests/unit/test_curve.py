@@ -11,7 +11,8 @@ import pytest
 from learning_curve import published
 
 from llambert.config import RunConfig
-from llambert.curve import Curve, show
+from llambert.curve import Curve
+from llambert.curve_text import show
 from llambert.errors import GateError, UserError
 from llambert.pipeline import Pipeline
 from llambert.plan import PlanConfig
@@ -19,7 +20,7 @@ from llambert.power_law import CurveConfig, Outlook, look_ahead
 from llambert.progress import Progress
 from llambert.schema import ANNOTATION
 from llambert.step import run_step
-from llambert.storage import Outcome
+from llambert.storage import Manifest, Outcome
 from tests.tiny_roberta import easy_records
 
 ASKED = 300
@@ -84,7 +85,8 @@ def annotated(config: RunConfig) -> list[str]:
         name = {"sample": "sample", "annotate": "annotations"}.get(stage)
         if name:
             step.folder.write_table(f"{name}.parquet", tables[name])
-        outcome = Outcome(counted, FIGURES if stage == "annotate" else {})
+        figures = FIGURES | {"setup": config.annotate.setup} if stage == "annotate" else {}
+        outcome = Outcome(counted, figures)
         with Progress(stage, quiet=True) as progress:
             run_step(replace(step, run=lambda _, outcome=outcome: outcome), progress)
     return [row["id"] for row in rows if row["label"]]
@@ -146,6 +148,36 @@ def test_what_a_doubling_costs(tmp_path):
     assert cost["llm_device_seconds"] == pytest.approx(300)  # by the rate that is given
     assert (cost["cost"], cost["currency"]) == (pytest.approx(300 * 0.001 + 32 * 0.0001), "EUR")
     assert priced._cost("baseline", last)["cost"] == pytest.approx(0.0032)
+
+
+def test_sizes_that_cannot_be_learned_from_are_left_out(tmp_path):
+    """200 is the least default, which a task of 150 labels could never begin with."""
+    config = run_file(tmp_path, None, held_back=40, sizes=[50, 100, 200])
+    annotated(config)
+    records = Curve(config, 0.005)._records["llambert"]
+    alike = records.slice(0, 120).set_column(
+        records.schema.get_field_index("label"), "label", pa.array(["negative"] * 120, pa.string())
+    )
+    curve = Curve(config, 0.005)
+    curve._records["llambert"] = pa.concat_tables([alike, records.slice(120)])
+    assert curve._sizes_of("llambert") == [200]
+    assert "it begins with 200 records" in curve._warnings[-1]
+    curve._records["llambert"] = alike
+    with pytest.raises(UserError, match="even 120 records are all of one label"):
+        curve._sizes_of("llambert")
+
+
+def test_how_much_is_ahead_is_told_by_what_was_trained(tmp_path):
+    config = run_file(tmp_path, None, sizes=[50, 100], seeds=[1, 2])
+    annotated(config)
+    curve = Curve(config, 0.005)
+    left = list(curve._trials())
+    assert curve._ahead(left, {}) == "4 trainings to go, of 300 records in all"
+    details = {"training_records": 45, "validation_records": 5, "training_seconds": 20.0}
+    done = {left[0]: Manifest("trial", "f", "f", {}, 1.0, details)}
+    assert "3 trainings to go, of 250 records in all: about 1 min 40 s" in curve._ahead(
+        left[1:], done
+    )
 
 
 @pytest.mark.parametrize("gain", [float("nan"), float("inf"), -0.1, 0.0, 5.0])

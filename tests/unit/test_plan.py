@@ -1,10 +1,12 @@
 """The arithmetic of a plan, of rates, and of plan against actual; by hand-worked figures."""
 
+import math
+
 import pytest
 from pydantic import ValidationError
 
 from llambert.held import PricesConfig
-from llambert.plan import Range, Rate, RateConfig, Work, compare, estimate
+from llambert.plan import Range, Rate, RateConfig, Work, compare, estimate, plain
 from llambert.planner import _cell
 from llambert.storage import Manifest
 
@@ -175,6 +177,12 @@ def test_without_an_llms_rate_its_cost_is_not_left_out_of_the_total():
     assert total["cost"]["actual"] == pytest.approx(0.062 + PRICES.encoder_device_hour)
 
 
+def test_a_count_that_is_known_is_kept_to_the_last_record():
+    assert plain(Range.exactly(12_345_678)) == exactly(12_345_678)
+    assert plain(Range(12_345_678, 12_345_678, 23_456_789))["high"] == 23_456_800
+    assert Range(0, 1, 2).over(Range(0, 4, 8)) == (0, 0.25, math.inf)
+
+
 def test_hours_of_gpus_and_of_a_cluster_without_are_not_added_up():
     work = {name: Work(Range.exactly(3600), name, "encoder") for name in ("train", "label")}
     rates = {
@@ -204,6 +212,9 @@ def test_a_round_that_found_answers_is_held_against_its_share_of_the_plan():
     again = [manifest("annotate", 9000, 1.0, **{**details, "asked": 0}, **parsed_anew)]
     assert compare(planned(), again)["annotate"] == found
     assert compare(planned() | {"done": ["annotate"]}, made) == {}
+    larger = {"last_round": details | {"asked": 90_000}}  # an earlier run's, of another sample
+    fewer = [manifest("annotate", 9000, 1.0, **{**details, "asked": 0}, **larger)]
+    assert set(compare(planned(), fewer)["annotate"]) == {"records", "tokens"}
 
 
 def test_an_endpoint_was_paid_by_its_tokens():

@@ -83,7 +83,7 @@ def test_a_run_is_held_against_the_plan_made_before_it(config):
     pipeline = Pipeline(config)
     before = make_plan(pipeline)
     assert before["done"] == []
-    assert pipeline.workdir.plan_before(config.planned_for) == before
+    assert pipeline.workdir.plan_before(config.planned_for(pipeline.corpus)) == before
     stages = before["llambert"]["stages"]
     assert stages["label"]["hours"]["expected"] == pytest.approx(20 / 3600, rel=1e-5)
     assert stages["label"]["devices"] == 1  # two workers share a cluster without GPUs
@@ -95,7 +95,7 @@ def test_a_run_is_held_against_the_plan_made_before_it(config):
     after = make_plan(Pipeline(config))
     assert set(after["done"]) == {"corpus", "sample", "annotate", "train", "label"}
     assert pipeline.workdir.plan.read_json("plan.json") == after
-    kept = pipeline.workdir.plan_before(config.planned_for)
+    kept = pipeline.workdir.plan_before(config.planned_for(pipeline.corpus))
     assert kept == before
     found = compare(kept, manifests)
     assert found["annotate"]["hours"]["ratio"] == 2.0
@@ -108,7 +108,9 @@ def test_a_run_is_held_against_the_plan_made_before_it(config):
 
     sample = config.sample.model_copy(update={"size": 50})
     other = config.model_copy(update={"sample": sample})
-    assert pipeline.workdir.plan_before(other.planned_for) is None
+    assert pipeline.workdir.plan_before(other.planned_for(pipeline.corpus)) is None
+    grown = replace(pipeline.corpus, sources=pipeline.corpus.sources * 2)
+    assert pipeline.workdir.plan_before(config.planned_for(grown)) is None
 
 
 def test_recorded_answers_are_said_not_to_count(config, tmp_path, capsys):

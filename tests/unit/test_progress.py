@@ -5,7 +5,7 @@ import threading
 import pytest
 
 from llambert import progress as module
-from llambert.progress import Progress, digits, duration
+from llambert.progress import Progress, digits, duration, share
 
 
 @pytest.fixture
@@ -43,6 +43,14 @@ def test_duration(seconds, said):
 )
 def test_figures_never_take_powers_of_ten(value, said):
     assert digits(value) == said
+
+
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [(0.94, "94 %"), (0.0567, "5.7 %"), (0.0003, "0.03 %"), (0.0, "0.0 %")],
+)
+def test_a_share_is_never_rounded_to_nothing(part, said):
+    assert share(part) == said
 
 
 def test_a_line_says_how_far_how_fast_and_how_long(clock):

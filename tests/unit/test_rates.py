@@ -107,8 +107,7 @@ def config(tmp_path, **plan) -> RunConfig:
 
 def finish(folder, stage: str, output: str, details: dict) -> None:
     counts = {"in": 1000, "out": 1000, "dropped": {}}
-    named = {"label.dtype": "auto"} if stage == "label" else {}
-    folder.finish(Manifest(stage, "f", output, counts, 100.0, details, settings=named))
+    folder.finish(Manifest(stage, "f", output, counts, 100.0, details))
 
 
 def test_a_calibration_asks_what_has_no_answer_and_the_run_draws(tmp_path):
@@ -139,16 +138,19 @@ def test_where_a_rate_is_from(tmp_path):
     run, workdir = config(tmp_path), Workdir(str(tmp_path))
     assert known_rates(run, workdir) == {}
     finish(workdir.model("llambert", 1), "train", "w1", TRAINED)
-    finish(workdir.labels("w1"), "label", "l1", LABELLED)
+    labelled = LABELLED | {"setup": run.label.setup}
+    finish(workdir.labels("w1"), "label", "l1", labelled)
     other = {**TRAINED, "settings": {**TRAINED["settings"], "model": "another"}, "tokens": 9}
     finish(workdir.model("llambert", 2), "train", "w2", other)
-    finish(workdir.labels("w2"), "label", "l2", {**LABELLED, "labelled_now": 99_000})
+    finish(workdir.labels("w2"), "label", "l2", {**labelled, "labelled_now": 99_000})
     found = known_rates(run, workdir)
     assert set(found) == {"train", "label"}
     assert found["train"].per_s == 1000.0 and found["train"].source.startswith("an earlier run")
     assert found["label"].records == 9000
     frozen = run.model_copy(update={"train": run.train.model_copy(update={"freeze_encoder": True})})
     assert set(known_rates(frozen, workdir)) == {"label"}  # a head alone trains faster
+    wider = run.model_copy(update={"label": run.label.model_copy(update={"workers": (1, 9)})})
+    assert set(known_rates(wider, workdir)) == {"train"}
     assert _key(frozen, "train") != _key(run, "train") and _key(frozen, "label") == _key(
         run, "label"
     )

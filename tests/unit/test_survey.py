@@ -60,6 +60,16 @@ def test_a_corpus_that_is_read_whole_is_counted_exactly(corpus):
     assert seen.sample["id"].to_pylist() == drawn  # what the run would draw
 
 
+def test_a_corpus_within_the_limit_is_read_whole_however_its_files_differ(tmp_path):
+    big = [json.dumps({"id": str(i), "text": "x" * 1000}) for i in range(20_000)]
+    (tmp_path / "big.jsonl").write_text("\n".join(big))
+    for i in range(8):
+        (tmp_path / f"small-{i}.jsonl").write_text(json.dumps({"id": f"s{i}", "text": "y"}) + "\n")
+    corpus = open_corpus(CorpusConfig(path=str(tmp_path), id="id"))
+    seen = survey(corpus, SEED, size=50, limit=corpus.bytes)
+    assert seen.whole and seen.records == Range.exactly(20_008)
+
+
 def test_a_part_of_a_corpus_tells_its_size(corpus, monkeypatch):
     monkeypatch.setattr("llambert.formats._BATCH_BYTES", 2**16)  # so that there is a part to read
     monkeypatch.setattr("llambert.formats._BUFFER_BYTES", 2**12)
