@@ -53,9 +53,10 @@ def closing(
 def _came_to(folder: Folder, explain: bool) -> str:
     """What the report in `folder` says, as lines of text."""
     report = folder.read_json("report.json")
-    labels = report["label"]["folder"]
-    if "cascade" in report:
-        labels = f"{report['cascade']['folder']}/labels"
+    steps = report["steps"]
+    labels = steps["label"]["folder"]
+    if "cascade" in steps:
+        labels = f"{steps['cascade']['folder']}/labels"
     measured = any("accuracy" in report["evaluation"].get(who, {}) for who in _WHO)
     how = ": share of gold labels met, with its 95 % interval" if measured else ""
     parts: list[tuple[str, Iterable[str]]] = [
@@ -72,18 +73,19 @@ def _came_to(folder: Folder, explain: bool) -> str:
 
 def _happened(report: Mapping[str, Any]) -> Iterator[str]:
     """A line for each step, its counts in words."""
-    read, asked = report["corpus"]["counts"], report["annotate"]["counts"]
-    labelled, gold = report["label"]["counts"], report["evaluation"]["gold_records"]
-    drawn, by = report["sample"]["counts"]["out"], report["labelled_by"]["variant"]
+    counts = {title: step["counts"] for title, step in report["steps"].items()}
+    read, asked, labelled = (counts[title] for title in ("corpus", "annotate", "label"))
+    drawn, by = counts["sample"]["out"], report["labelled_by"]["variant"]
+    gold = report["evaluation"]["gold_records"]
     yield f"corpus    {read['in']:,} records read, {_dropped(read)} into quarantine"
     yield f"sample    {drawn:,} of them drawn at random"
     yield (
         f"annotate  {asked['in']:,} answers of the LLM, {_dropped(asked)} of them rejected: "
         f"{drawn:,} on the sample, the others on gold, to measure it"
     )
-    for title in (t for t in report if t.startswith("train ")):
+    for title in (t for t in counts if t.startswith("train ")):
         words = title.split()
-        yield f"train     encoder `{words[1]}` on {report[title]['counts']['out']:,} records"
+        yield f"train     encoder `{words[1]}` on {counts[title]['out']:,} records"
     yield f"evaluate  {gold:,} records with gold labels, held back, put to each encoder"
     yield f"label     {labelled['out']:,} labels by encoder `{by}`, one for each good record"
 
@@ -101,7 +103,7 @@ def _good(report: Mapping[str, Any]) -> Iterator[str]:
     measured = {who: one for who in _WHO if "accuracy" in (one := evaluation.get(who, {}))}
     for who, one in measured.items():
         yield _accuracy(_WHO[who], one, one.get("records", evaluation["gold_records"]))
-    if "cascade" in report and answer["accuracy"] is not None:
+    if "cascade" in report["steps"] and answer["accuracy"] is not None:
         who = f"the labels, {answer['decided_by_llm']:,} of them by the LLM"
         yield _accuracy(who, answer, answer["gold_records"])
     if not measured.keys() - {"llm"}:
@@ -159,7 +161,7 @@ def _fast(report: Mapping[str, Any]) -> Iterator[str]:
         before = sum(step["amount"] or 0.0 for step in [steps["annotate"], *trained])
     yield f"{'':<12}{'records/s':>12}   {_MANY:,} records would take"
     for name, stage in (("the LLM", "annotate"), ("the encoder", "label")):
-        rate = report[stage].get("records_per_s")
+        rate = report["steps"][stage]["details"].get("records_per_s")
         if not rate:
             yield f"{name:<12}{'?':>12}   too few records were put to it in this run to tell"
             continue

@@ -87,12 +87,10 @@ def _figures(
     labelled_by = _labelled_by(manifests)
     return {
         "answer": _answer(manifests, labelled_by),
-        **{title: _stage(*pair) for title, pair in made.items() if title != "evaluate"},
         "evaluation": manifests["evaluate"].details,
         "labelled_by": labelled_by,
         "mistakes": _mistakes(made["evaluate"][0], labelled_by),
         "rejects": _rejects(made["annotate"][0], made["sample"][0]),
-        "seconds": {title: manifest.seconds for title, manifest in manifests.items()},
         "work": {
             title: figures
             for title, manifest in manifests.items()
@@ -142,19 +140,8 @@ def _answer(
     }
 
 
-def _stage(folder: Folder, manifest: Manifest) -> dict[str, Any]:
-    """One step's figures: its details, its counts, where its artefact lies."""
-    return {
-        **manifest.details,
-        "counts": manifest.counts,
-        "seconds": manifest.seconds,
-        "folder": folder.uri,
-        "fingerprint": manifest.fingerprint,
-    }
-
-
 def _step(folder: Folder, manifest: Manifest) -> dict[str, Any]:
-    """What the flow and the lineage tell of a step."""
+    """What there is to tell of a step; evaluate's details are the report's `evaluation`."""
     told = ("stage", "counts", "seconds", "fingerprint", "output", "inputs")
     meanings = _MEANINGS.get(manifest.stage, {})
     dropped = [
@@ -162,6 +149,8 @@ def _step(folder: Folder, manifest: Manifest) -> dict[str, Any]:
         for reason, records in manifest.counts["dropped"].items()
     ]
     step = {name: getattr(manifest, name) for name in told}
+    if manifest.stage != "evaluate":
+        step["details"] = manifest.details
     return step | {"dropped": dropped, "folder": folder.uri}
 
 

@@ -182,10 +182,10 @@ def metrics(report: Mapping[str, Any]) -> dict[str, float]:
 
     What an earlier version's report does not have is left out.
     """
-    plain = ("answer", "evaluation", "cost", "plan", "work", "seconds")
-    steps = {k: v["counts"] for k, v in report.items() if isinstance(v, dict) and "counts" in v}
+    plain, steps = ("answer", "evaluation", "cost", "plan", "work"), report.get("steps", {})
     chosen = {name: report.get(name) for name in plain} | {
-        "cascade": (report.get("cascade") or {}).get("gold"),
+        "seconds": {title: step["seconds"] for title, step in steps.items()},
+        "cascade": steps.get("cascade", {}).get("details", {}).get("gold"),
         "gates": {gate["name"]: gate["figure"] for gate in report.get("gates", [])},
         "curve": {
             variant: {
@@ -194,7 +194,7 @@ def metrics(report: Mapping[str, Any]) -> dict[str, float]:
             }
             for variant, one in (report.get("curve") or {}).get("variants", {}).items()
         },
-        "counts": steps,
+        "counts": {title: step["counts"] for title, step in steps.items()},
     }
     return dict(_leaves(chosen, ""))
 

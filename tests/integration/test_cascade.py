@@ -159,7 +159,7 @@ def test_people_are_given_what_is_least_certain_now(done):
 
 def test_the_report_tells_both_accuracies(done):
     out, _ = done
-    told = json.loads((out / "report" / "report.json").read_text())["cascade"]
+    told = json.loads((out / "report" / "report.json").read_text())["steps"]["cascade"]["details"]
     page = (out / "report" / "index.html").read_text()
     assert told["gold"] == details(out / "cascade")["gold"]
     for who in ("encoder", "cascade"):

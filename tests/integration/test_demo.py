@@ -43,18 +43,19 @@ def test_its_figures_are_those_of_the_run(demo, tmp_path):
         assert f"{evaluation[key]['accuracy']:.1%}" in said
     assert evaluation["llm"]["accuracy"] > 0.8
     for stage in ("annotate", "label"):
-        assert f"{report[stage]['records_per_s']:,.1f}" in said
+        assert f"{report['steps'][stage]['details']['records_per_s']:,.1f}" in said
     hostile = write_corpus(tmp_path / "again", RECORDS, SEED)
     refused = {kind: hostile[kind] for kind, reason in HOSTILE.items() if reason}
-    assert report["corpus"]["counts"]["in"] == RECORDS
-    assert sum(report["corpus"]["counts"]["dropped"].values()) == sum(refused.values()) > 0
-    assert report["label"]["records"] == RECORDS - sum(refused.values())
+    read = report["steps"]["corpus"]["counts"]
+    assert read["in"] == RECORDS
+    assert sum(read["dropped"].values()) == sum(refused.values()) > 0
+    assert report["steps"]["label"]["details"]["records"] == RECORDS - sum(refused.values())
 
 
 def test_its_labels_are_mostly_right(demo):
     folder, _ = demo
     report = json.loads((folder / "report" / "report.json").read_text())
-    written = Path(report["label"]["folder"]).glob("*.parquet")
+    written = Path(report["steps"]["label"]["folder"]).glob("*.parquet")
     labels = [row for file in written for row in pq.read_table(file).to_pylist()]
     right = sum(review(SEED, int(row["id"][2:])).label == row["label"] for row in labels)
     assert right / len(labels) > 0.65  # of so few labels an encoder of this size learns little

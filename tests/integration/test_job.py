@@ -172,7 +172,7 @@ def test_every_job_submitted_in_turn_from_s3_to_s3(s3, tmp_path):
     assert labels.keys() == truth.keys()
     assert sum(truth[id] == label for id, label in labels.items()) / RECORDS > 0.9
     report = json.loads(fs.cat_file(f"{uri}/out/report/report.json"))
-    assert report["label"]["counts"]["out"] == RECORDS
+    assert report["steps"]["label"]["counts"]["out"] == RECORDS
     (night,) = fs.glob(f"{uri}/out/nightly/*/night-0001")
     assert _labels(f"{night}/labels") == labels and fs.exists(f"{night}/_SUCCESS")
     assert "testing" not in fs.cat_file(f"{uri}/out/config.yaml").decode()  # the key of the server

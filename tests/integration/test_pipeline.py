@@ -162,9 +162,9 @@ def test_the_report_has_figures_that_add_up(done):
         low, high = figures["accuracy_interval"]
         assert low <= figures["accuracy"] <= high
         assert figures["accuracy"] > 0.9
-    assert report["label"]["records"] == RECORDS
-    assert report["label"]["records_per_s"] > 0
-    assert report["annotate"]["counts"]["dropped"]["off_list"] > 0
+    labelled = report["steps"]["label"]["details"]
+    assert labelled["records"] == RECORDS and labelled["records_per_s"] > 0
+    assert report["steps"]["annotate"]["counts"]["dropped"]["off_list"] > 0
     page = (folder / "out" / "report" / "index.html").read_text()
     assert "3,000 records labelled" in page
     evaluated = json.loads((folder / "out" / "evaluation" / "manifest.json").read_text())

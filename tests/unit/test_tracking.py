@@ -61,10 +61,10 @@ def test_every_figure_once_under_a_name_that_mlflow_takes(written):
 
 
 def test_what_an_earlier_report_or_a_run_without_it_lacks_is_left_out(written):
-    for name in ("answer", "cost", "plan", "gates", "work", "seconds", "cascade"):
+    for name in ("answer", "cost", "plan", "gates", "work", "steps"):
         written.pop(name, None)
     found = metrics(written)
-    assert {name.partition("/")[0] for name in found} == {"evaluation", "counts"}
+    assert {name.partition("/")[0] for name in found} == {"evaluation"}
 
 
 def test_two_labels_that_mlflow_would_not_tell_apart_stay_two(written):
@@ -76,7 +76,8 @@ def test_two_labels_that_mlflow_would_not_tell_apart_stay_two(written):
 
 def test_a_figure_that_is_no_number_is_left_out(written):
     written["evaluation"]["llm"]["accuracy"] = math.nan
-    written["cascade"] = {"gold": {"records": 5, "cascade": {"accuracy": 1.0}}, "share": 0.1}
+    cascade = {"gold": {"records": 5, "cascade": {"accuracy": 1.0}}, "share": 0.1}
+    written["steps"]["cascade"] = {**written["steps"]["label"], "details": cascade}
     found = metrics(written)
     assert "evaluation/llm/accuracy" not in found
     assert (found["cascade/records"], found["cascade/cascade/accuracy"]) == (5, 1)
