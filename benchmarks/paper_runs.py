@@ -1,8 +1,8 @@
 """The run files that the paper's experiments come down to, made of one that names data and models.
 
-`extra` is the run file itself. `train` has the gold training records for a corpus, and `both` has
-them and the sample of `extra`; its labels are the answers of the other two, so that the LLM is
-asked about no record twice.
+`extra` is the run file itself, without its gates. `train` has the gold training records for a
+corpus, and `both` has them and the sample of `extra`; its labels are the answers of the other two,
+so that the LLM is asked about no record twice.
 """
 
 import os

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from llambert import schema
-from llambert.cluster import gpus, resources
+from llambert.cluster import resources, room
 from llambert.engines import openai, recorded, vllm
 from llambert.engines.config import (
     AnnotateConfig,
@@ -92,7 +92,7 @@ def annotate(
         (list); `prompt_tokens` and `output_tokens` of the current annotations; `truncated`,
         `labels`; `paid_responses`, `paid_prompt_tokens` and `paid_output_tokens` of all that this
         annotator has ever answered; and where anything was asked, of this round alone,
-        `seconds`, `records_per_s`, `tokens_per_s` and, with vllm, `device`,
+        `seconds`, `records_per_s`, `tokens_per_s`, `setup` and, with vllm, `device`,
         `devices_per_replica`, `replicas`, `device_seconds`. Where too little was for a rate,
         `last_round` has these, and `asked`, of the last round that had one.
 
@@ -368,12 +368,12 @@ def _figures(table: pa.Table, seconds: float, rate: float | None) -> dict[str, A
 
 
 def _devices(config: AnnotateConfig, seconds: float) -> dict[str, Any]:
-    """What vLLM held; `device_seconds` is an upper bound, as if the most replicas ran all along."""
+    """What vLLM held; `device_seconds` is an upper bound, as if all replicas ran from the start."""
     if config.engine != "vllm":
         return {}
     kind, (least, most) = device(config, resources()), config.replicas
-    if kind == "gpu":  # of which a cluster may have too few for them
-        most = max(least, min(most, gpus(config.accelerator_type) // config.devices))
+    if kind == "gpu":
+        most = room(most, config.devices, config.accelerator_type)
     return {
         "device": kind,
         "devices_per_replica": config.devices,

@@ -131,16 +131,13 @@ def pool_size(
     model: str, workers: tuple[int, int] | None, accelerator_type: str | None, text_bytes: int
 ) -> tuple[int, int]:
     """Least and most actors to label so much text: `workers`, where they are given.
-
-    Of GPUs no more than the cluster has or could grow to: what a step held is what it may have had.
     Else 1 to one for each GPU of that type, or for each core where the cluster has no GPU; fewer
     where so many copies of the model would not fit, or the text is not worth their start. The cores
     of those that do not start are others' threads.
     """
-    gpus = cluster.gpus(accelerator_type)
     if workers:
-        least, most = workers
-        return least, max(least, min(most, gpus or most))
+        return workers
+    gpus = cluster.gpus(accelerator_type)
     useful = text_bytes // _WORTH_AN_ACTOR["gpu" if gpus else "cpu"]
     return 1, max(1, min(useful, gpus or _copies_that_fit(model)))
 

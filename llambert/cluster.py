@@ -236,6 +236,14 @@ def gpus(kind: str | None = None) -> int:
     return int(max(counts))
 
 
+def room(most: int, each: int, kind: str | None) -> int:
+    """How many of `most` workers with `each` GPUs of that kind the cluster has at present.
+
+    All, where it has none for a single one: then there is no telling.
+    """
+    return min(most, gpus(kind) // each or most)
+
+
 def device() -> str:
     """What models compute on: 'gpu' where the cluster has any or could grow to it, else 'cpu'."""
     return "gpu" if gpus() else "cpu"

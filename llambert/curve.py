@@ -126,14 +126,18 @@ class Curve:
     def _ahead(self, left: Sequence[_Trial], done: Mapping[_Trial, Manifest]) -> str:
         """What is to be trained yet, and for how long by the trainings that were made so far."""
         records = sum(size for _, size, _ in left)
-        told = f"{len(left)} trainings to go, of {records:,} records in all"
+        told = f"trainings to go: {len(left)}, of {records:,} records in all"
         own = [step.manifest for step in self._pipeline.steps("train") if step.manifest]
-        made_so = [manifest.details for manifest in [*own, *done.values()]]
-        if not made_so:
+        known = list(done.values()) or own  # those of the run are not measured each
+        if not known:
             return told
-        seconds = sum(each["training_seconds"] for each in made_so)
-        of = sum(each["training_records"] + each["validation_records"] for each in made_so)
-        return f"{told}: about {duration(records * seconds / of)}, as the trainings so far went"
+        worked = [each.details["training_seconds"] for each in known]
+        learned = [
+            each.details["training_records"] + each.details["validation_records"] for each in known
+        ]
+        beside = [max(0.0, m.seconds - s) for m, s in zip(known, worked, strict=True)]
+        seconds = records * sum(worked) / sum(learned) + len(left) * sum(beside) / len(known)
+        return f"{told}; about {duration(seconds)}, as the trainings so far went"
 
     def _annotated(self) -> pa.Table:
         """The annotated sample in the order of its hashes: the first k are a sample of k."""
@@ -166,9 +170,9 @@ class Curve:
         kept = [size for size in sizes if enough(given.slice(0, size), labels)]
         if not kept:
             raise UserError(
-                f"no curve of {variant!r}: even {most:,} records are all of one label, or fewer "
-                f"than two for each of {len(labels)} labels",
-                "a larger sample.size, or gold.train",
+                f"no curve of {variant!r}: even {sizes[-1]:,} records are all of one label, or "
+                f"fewer than two for each of {len(labels)} labels",
+                "a larger sample.size, or gold.train; or larger curve.sizes",
             )
         if len(kept) < len(sizes):
             self._warnings.append(

@@ -153,7 +153,7 @@ def label(
         {
             "records": total,
             "labelled_now": total - before,
-            "workers": workers[1],
+            "workers": cluster.room(workers[1], 1, config.accelerator_type),
             "seconds": round(time.monotonic() - started, 3),
             "device": cluster.device(),
             "dtype": dtype,

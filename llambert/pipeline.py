@@ -24,7 +24,7 @@ from llambert.parse import PARSER
 from llambert.progress import Progress
 from llambert.ray_train import CHECKPOINTS
 from llambert.records import Corpus, Source, open_corpus
-from llambert.report import report
+from llambert.report import FORMAT, report
 from llambert.review import review
 from llambert.sample import draw_sample
 from llambert.step import Step, commit, made, once, output, versions
@@ -385,7 +385,7 @@ class Pipeline:
         shown = {"curve": curve, "gates": self.config.gates.model_dump(exclude_none=True)}
         shown["plan.prices"] = prices.model_dump(exclude_defaults=True)
         inputs |= {name: fingerprint(value) for name, value in shown.items() if value}
-        return Step("report", "report", folder, run, inputs)
+        return Step("report", "report", folder, run, inputs, FORMAT)
 
     def _tracking(self) -> Step:
         config, reported, folder = self.config.tracking, self._report(), self.workdir.tracking

@@ -268,8 +268,9 @@ def _assumptions(pipeline: Pipeline, seen: Survey, rates: Mapping[str, Rate]) ->
     notes = [
         f"For this {how}, and the tokens of {seen.sample.num_rows:,} of them counted. A range is "
         "the 95 % interval of such a sample, made wider by the margins of the rates.",
-        "A device is a GPU; a cluster without GPUs is one device. A stage holds as many as it may "
-        "have, from its start to its end. corpus, sample and report hold none: they are not timed.",
+        "A device is a GPU; a cluster without GPUs is one device. A stage holds as many as the "
+        "run file lets it, from its start to its end. corpus, sample and report hold none: they "
+        "are not timed.",
         "It is assumed that every answer of the LLM gives a label and that no id comes twice.",
     ]
     known = rates.get("annotate")

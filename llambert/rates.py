@@ -82,8 +82,10 @@ def _of_runs(config: RunConfig, workdir: Workdir) -> Iterable[tuple[str, Rate]]:
     """The rates of the finished steps in the workdir that used the same models, set up alike."""
     asked = workdir.annotations(annotator_id(config.annotate, config.task)).manifest()
     looked_up = config.annotate.engine == "recorded"  # how fast says nothing of an LLM
-    if asked and (looked_up or figures(asked).get("setup") != config.annotate.setup):
-        asked = None
+    if asked:
+        last = asked.details.get("last_round", asked.details)
+        if looked_up or last.get("setup") != config.annotate.setup:
+            asked = None
     if asked and (rate := annotate_rate(figures(asked), asked.counts["in"])):
         yield "annotate", _from_run(rate)
     trained = [

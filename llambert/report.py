@@ -33,6 +33,7 @@ _MEANINGS = {  # of the reasons for which a stage drops a record
 }
 _NO_COUNT = {"prompt_tokens", "output_tokens", "tokens"}  # 0: the engine did not count
 _MISTAKES = 10  # with their texts; errors.parquet has more
+FORMAT = 2  # of report.json: another one is made anew
 _EXAMPLES = 5  # responses of each reason for a reject, the most frequent ones
 _CHARACTERS = 600  # of a text or response that are shown
 

@@ -161,7 +161,7 @@ class _Reading:
                 at = position
             kept = table.filter(pc.is_null(table["refused"]))
             self._keep(self._hashed(kept, len(self._pieces), self.seen + rows))
-            used += table["text"].nbytes
+            used += pc.sum(pc.binary_length(table["text"])).as_py() or 0
             rows, good = rows + table.num_rows, good + kept.num_rows
             if counts_rows:
                 marks.append((rows, good))

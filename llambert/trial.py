@@ -27,7 +27,7 @@ _KEPT = (
 class Trials:
     """What trainings that are compared have in common; `test` (`schema.GOLD`) measures them all.
 
-    `measuring` is how the encoders are run on it: as on a corpus.
+    `measuring` tells in which dtype and batches the encoders are run on it: as on a corpus.
     """
 
     config: TrainConfig
@@ -70,7 +70,8 @@ class Trials:
         return Step("trial", title, folder, run, both, made_from)
 
     def _measure(self, seed: int, folder: Folder, progress: Progress) -> dict[str, Any]:
-        actors = self.measuring.actors()
+        settings = self.measuring.actors()
+        actors = {name: settings[name] for name in ("dtype", "batch_tokens")}
         actors["accelerator_type"] = self.config.accelerator_type  # what trained is there
         found = evaluate(
             EvaluateConfig(errors=0),

@@ -30,7 +30,7 @@ from labelling_peers import (
 from noise import flipped
 from noise_aware import contradicted, hits
 from paper import COLUMNS, TABLE
-from paper_runs import _changed, _recorded, _written, train_run
+from paper_runs import _written, both_run, extra_run, train_run
 from paper_table import claim, column, correctness
 from paper_table import table as paper_lines
 from provenance import provenance
@@ -38,6 +38,7 @@ from scaling import growth, watch
 
 from llambert.config import load
 from llambert.gates import GatesConfig
+from llambert.pipeline import Pipeline
 from llambert.storage import Folder
 from tests.tiny_roberta import easy_records
 
@@ -154,11 +155,18 @@ def test_the_papers_own_run_file_makes_all_three_runs(tmp_path, monkeypatch):
     config = load(str(job), ["gates.llm_accuracy=0.9"])
     assert (config.annotate.temperature, config.annotate.device) == (1.0, "gpu")
     place = str(tmp_path / "place")
-    train = train_run(config, place)
+    extra, train = extra_run(config, place), train_run(config, place)
     assert train.annotate == config.annotate.model_copy(update={"gold_records": 0})
-    answers = _recorded(config.annotate, f"{place}/answers.parquet")
-    both = _changed(config, place, "both", annotate=answers)
+    for run, id in ((extra, "1"), (train, "2")):
+        pipeline = Pipeline(run)
+        (annotate,) = pipeline.steps("annotate")
+        answered = pa.table({"id": [id, "of gold"], "response": ["positive", "negative"]})
+        annotate.folder.write_table("annotations.parquet", answered)
+        sample = pa.table({"id": [id], "text": [f"text {id}"]})
+        pipeline.workdir.sample.write_table("sample.parquet", sample)
+    both = both_run(config, place)
     assert both.annotate.engine == "recorded" and both.gates == train.gates == GatesConfig()
+    assert pq.read_table(both.annotate.recorded.path)["id"].to_pylist() == ["1", "2"]
 
 
 def test_a_command_that_says_much_is_watched_to_its_end():

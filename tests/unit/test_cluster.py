@@ -55,7 +55,9 @@ def test_a_labeller_starts_for_text_that_is_worth_it(monkeypatch, gpus, text, ac
     monkeypatch.setattr(classify, "_copies_that_fit", lambda model: 10**9)
     assert classify.pool_size("model", None, None, text) == (1, actors)
     assert classify.pool_size("model", (3, 5), None, text) == (3, 5)
-    assert classify.pool_size("model", (3, 50), None, text) == (3, gpus or 50)
+    assert classify.pool_size("model", (3, 50), None, text) == (3, 50)  # it may grow to them
+    assert cluster.room(50, 1, None) == (gpus or 50)
+    assert cluster.room(50, 3, None) == (gpus // 3 or 50)
 
 
 def test_of_no_node_nothing_is_known(monkeypatch):

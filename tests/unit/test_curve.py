@@ -172,12 +172,11 @@ def test_how_much_is_ahead_is_told_by_what_was_trained(tmp_path):
     annotated(config)
     curve = Curve(config, 0.005)
     left = list(curve._trials())
-    assert curve._ahead(left, {}) == "4 trainings to go, of 300 records in all"
+    assert curve._ahead(left, {}) == "trainings to go: 4, of 300 records in all"
     details = {"training_records": 45, "validation_records": 5, "training_seconds": 20.0}
-    done = {left[0]: Manifest("trial", "f", "f", {}, 1.0, details)}
-    assert "3 trainings to go, of 250 records in all: about 1 min 40 s" in curve._ahead(
-        left[1:], done
-    )
+    done = {left[0]: Manifest("trial", "f", "f", {}, 50.0, details)}
+    told = curve._ahead(left[1:], done)  # 0.4 s a record, and 30 s a training beside
+    assert told.startswith("trainings to go: 3, of 250 records in all; about 3 min 10 s")
 
 
 @pytest.mark.parametrize("gain", [float("nan"), float("inf"), -0.1, 0.0, 5.0])

@@ -217,6 +217,19 @@ def test_looking_answers_up_says_nothing_of_an_llm(tmp_path):
     values = config(tmp_path).model_dump() | {"annotate": {"engine": "recorded"}}
     values["annotate"]["recorded"] = answers
     run, workdir = RunConfig.model_validate(values), Workdir(str(tmp_path))
-    details = {**ASKED, "prompt_tokens": 0, "output_tokens": 0}
+    details = {**ASKED, "prompt_tokens": 0, "output_tokens": 0, "setup": run.annotate.setup}
     finish(workdir.annotations(annotator_id(run.annotate, run.task)), "annotate", "a", details)
     assert known_rates(run, workdir) == {}
+
+
+def test_an_llm_that_was_set_up_otherwise_tells_no_rate(tmp_path):
+    run, workdir = config(tmp_path), Workdir(str(tmp_path))
+    folder = workdir.annotations(annotator_id(run.annotate, run.task))
+    http = {k: v for k, v in ASKED.items() if k not in ("device", "replicas", "device_seconds")}
+    finish(folder, "annotate", "a", {**http, "setup": run.annotate.setup})
+    assert set(known_rates(run, workdir)) == {"annotate"}
+    other = run.annotate.openai.model_copy(update={"concurrency": 2})
+    slower = run.annotate.model_copy(update={"openai": other})
+    assert known_rates(run.model_copy(update={"annotate": slower}), workdir) == {}
+    finish(folder, "annotate", "a", {**http, "setup": run.annotate.setup, "last_round": http})
+    assert known_rates(run, workdir) == {}  # whose setup is not known
