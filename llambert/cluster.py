@@ -5,9 +5,12 @@ import logging
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+
+import yaml
 
 from llambert.errors import StageError, UserError
 
@@ -38,6 +41,7 @@ _LOCAL_ENVIRONMENT = {"RAY_prestart_worker_first_driver": "0"}
 # The address of a Ray that this process or the run above it has started: its workers have the
 # environment from there. Given to Ray instead, every worker starts Python twice.
 _OWN = "LLAMBERT_OWN_RAY"
+_LAUNCHED = "~/ray_bootstrap_config.yaml"  # what `ray up` leaves on the head node
 
 # How much is written of what Ray's core thinks, and the value for next to nothing
 LOG_LEVEL, QUIET = "RAY_BACKEND_LOG_LEVEL", "fatal"
@@ -217,12 +221,11 @@ def resources() -> dict[str, float]:
     configuration allows counts as there.
     """
     import ray
-    from ray._private.state import state
 
-    have = dict(ray.cluster_resources())
-    for kind, most in (state.get_max_resources_from_cluster_config() or {}).items():
-        have[kind] = max(have.get(kind, 0), most)
-    return have
+    have, could = dict(ray.cluster_resources()), Counter[str]()
+    for each, number in _growth():
+        could.update({kind: number * amount for kind, amount in each.items()})
+    return {kind: max(have.get(kind, 0), could[kind]) for kind in {**have, **could}}
 
 
 def gpus(kind: str | None = None) -> int:
@@ -282,13 +285,24 @@ _Nodes = list[tuple[dict[str, float], int]]  # what a node has, and how many of 
 def _nodes() -> tuple[_Nodes, _Nodes]:
     """The nodes that are there, and the kinds that could be started, with how many at most."""
     import ray
-    from ray._private.state import state
 
-    here = [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]]
-    config = state.get_cluster_config()
-    groups = [group for group in config.node_group_configs if group.max_count] if config else []
-    # of a group without a bound, one node at least
-    return here, [(dict(group.resources), max(1, group.max_count)) for group in groups]
+    return [(node["Resources"], 1) for node in ray.nodes() if node["Alive"]], _growth()
+
+
+def _growth() -> _Nodes:
+    """The kinds of node that the cluster could start, with how many at most.
+
+    By the file of Ray's cluster launcher on the head node, where the drivers of jobs run: Ray
+    2.60's autoscalers do not tell. Of other clusters, KubeRay's among them, nothing is known.
+    """
+    address, told = os.environ.get("RAY_ADDRESS"), Path(_LAUNCHED).expanduser()
+    if not address or address == os.environ.get(_OWN) or not told.is_file():
+        return []
+    config = yaml.safe_load(told.read_text("utf-8"))
+    most = config.get("max_workers", 0)
+    groups = config.get("available_node_types", {}).values()
+    counted = [(each.get("resources", {}), each.get("max_workers", most)) for each in groups]
+    return [(has, number) for has, number in counted if number]
 
 
 def node_cpus() -> list[int]:

@@ -1,13 +1,33 @@
 """The connection to Ray, and what its nodes are asked."""
 
+import os
 import platform
+import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from llambert import cluster
+
+GROWN = """
+import sys
+from llambert import cluster
+from llambert.config import load
+from llambert.errors import UserError
+from llambert.pipeline import Pipeline
+from llambert.preflight import check_resources
+
+with cluster.connection():
+    print(cluster.gpus(), cluster.gpus("A100"), cluster.gpus("L40S"))
+    try:
+        check_resources(Pipeline(load(sys.argv[1], sys.argv[2:])), ["annotate", "train", "label"])
+        print("enough")
+    except UserError as error:
+        print(str(error).removeprefix("annotate ").partition("\\n")[0])
+"""
 
 WAITING = """
 from llambert import cli, cluster
@@ -33,6 +53,26 @@ def test_sigterm_ends_a_command_that_waits_for_ray_with_one_sentence(joined):
     _, said = running.communicate(timeout=30)
     assert running.returncode == 128 + signal.SIGTERM
     assert said.strip() == "stopped; the same command goes on from here"
+
+
+def test_what_a_launched_cluster_could_grow_to_is_there(joined, tmp_path):
+    """The paper's own run is not refused where the GPU nodes of cluster.yaml are all down."""
+    root = Path(__file__).resolve().parents[2]
+    shutil.copy(root / "cluster.yaml", tmp_path / "ray_bootstrap_config.yaml")
+    (tmp_path / "review.jsonl").write_text('{"id": "1", "text": "good"}\n')
+    settings = ["corpus={path: review.jsonl}", "gold=null", "train.variants=[llambert]"]
+    settings += ["label.variant=llambert", f"workdir={tmp_path}/out"]
+    env = {**os.environ, "LLAMBERT_STORE": str(tmp_path)}
+    env.pop(cluster._OWN)  # of another's Ray than the program's own
+    found = []
+    for home in (tmp_path, tmp_path / "elsewhere"):
+        shutil.copytree(Path.home() / ".ray", home / ".ray")  # the token of the session's Ray
+        command = [sys.executable, "-c", GROWN, str(root / "jobs" / "imdb-llama2-70b.yaml")]
+        done = subprocess.run(
+            [*command, *settings], capture_output=True, text=True, env={**env, "HOME": str(home)}
+        )
+        found.append(done.stdout.splitlines() or done.stderr)
+    assert found == [["96 32 64", "enough"], ["0 0 0", "needs 4 GPU and the cluster has 0"]]
 
 
 @pytest.mark.skipif(
