@@ -240,7 +240,7 @@ def gpus(kind: str | None = None) -> int:
 
 
 def room(most: int, each: int, kind: str | None) -> int:
-    """How many of `most` workers with `each` GPUs of that kind the cluster has at present.
+    """How many of `most` workers with `each` GPUs of that kind the cluster has or could grow to.
 
     All, where it has none for a single one: then there is no telling.
     """

@@ -76,10 +76,6 @@ _ASKING = (
     "chat_template_kwargs",
 )
 
-# Fields on which only the speed depends
-_SETUP = {"device", "accelerator_type", "tensor_parallel_size", "pipeline_parallel_size"}
-_SETUP |= {"batch_size", "prefix_caching", "engine_kwargs"}
-
 FIRST_TOKENS = 20  # candidates kept for the first token of an answer; vLLM's and OpenAI's most
 
 
@@ -311,10 +307,9 @@ class AnnotateConfig(Section):
     @property
     def setup(self) -> dict[str, Any]:
         """What the speed depends on beside `annotator_id`, as JSON has it."""
-        return {
-            **self.model_dump(mode="json", include=_SETUP),
-            "concurrency": self.openai.concurrency,
-        }
+        named = {"batch_size", *_VLLM_ONLY} - {"replicas"}
+        kept = self.model_dump(mode="json", include=named)
+        return kept | {"concurrency": self.openai.concurrency}
 
 
 def label_schema(task: TaskConfig) -> dict[str, Any]:
